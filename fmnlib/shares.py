@@ -1,0 +1,63 @@
+"""The exact share of a candidate in a mix: accuracy as a step function of eps, without a grid."""
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+__all__ = ["best_share", "share_intervals"]
+
+
+def share_intervals(
+    fused: Float64[np.ndarray, "samples classes"],
+    candidate: Float64[np.ndarray, "samples classes"],
+    labels: Int[np.ndarray, " samples"],
+) -> tuple[Float64[np.ndarray, " samples"], Float64[np.ndarray, " samples"]]:
+    """The open interval (lo, hi) of shares at which each sample is classified correctly.
+
+    With a_c = q_y - q_c and b_c = p_y - p_c, class y beats its rival c at share eps iff
+    (1 - eps) a_c + eps b_c > 0: a half-line with its end at a_c / (a_c - b_c). The shares that
+    beat every rival are therefore one interval; it is empty where lo >= hi. A rival that ties at
+    every share loses if its index is higher, as it does for argmax.
+
+    >>> import numpy as np
+    >>> q, p = np.array([[0.25, 0.75]]), np.array([[1.0, 0.0]])
+    >>> [end.tolist() for end in share_intervals(q, p, np.array([0]))]
+    [[0.3333333333333333], [1.0]]
+    """
+    samples = np.arange(len(labels))
+    before = fused[samples, labels][:, None] - fused
+    after = candidate[samples, labels][:, None] - candidate
+    slope = after - before
+    flat = slope == 0
+    end = np.divide(-before, slope, out=np.zeros_like(slope), where=~flat)
+    lo = np.where(slope > 0, end, 0.0).max(axis=1).clip(0, 1)
+    hi = np.where(slope < 0, end, 1.0).min(axis=1).clip(0, 1)
+    loses_tie = np.arange(fused.shape[1]) < labels[:, None]
+    never = flat & ((before < 0) | ((before == 0) & loses_tie))
+    hi[never.any(axis=1)] = 0.0
+    return lo, hi
+
+
+def best_share(
+    lo: Float64[np.ndarray, " samples"], hi: Float64[np.ndarray, " samples"]
+) -> tuple[float, int, float]:
+    """The middle of the widest interval of shares with the most samples inside their (lo, hi).
+
+    Accuracy is an exact step function of the share, #{n: lo_n < eps < hi_n}, so that two sorts
+    find its maximum.
+
+    Returns:
+        The share, the number of samples right at it, the width of its interval.
+
+    >>> import numpy as np
+    >>> best_share(np.array([0.0, 0.25]), np.array([0.75, 1.0]))
+    (0.5, 2, 0.5)
+    """
+    inside = lo < hi
+    starts, stops = np.sort(lo[inside]), np.sort(hi[inside])
+    steps = np.unique(np.concatenate([[0.0, 1.0], starts, stops]))
+    begun = np.searchsorted(starts, steps[:-1], side="right")
+    count = begun - np.searchsorted(stops, steps[:-1], side="right")
+    width = np.where(count == count.max(), np.diff(steps), -1.0)
+    widest = int(width.argmax())
+    share = (steps[widest] + steps[widest + 1]) / 2
+    return float(share), int(count[widest]), float(width[widest])
