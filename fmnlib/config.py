@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-__all__ = ["InputError", "RunConfig"]
+__all__ = ["PROFILES", "InputError", "RunConfig"]
 
 
 class InputError(ValueError):
@@ -46,6 +46,7 @@ class RunConfig:
         teacher: Name of the ensemble that a student learns from; empty for a plain run.
         temperature: Softens the teacher and the student in the soft-target loss.
         soft_share: Weight of the soft-target loss; the labels' loss has the rest.
+        init: A student starts from scratch, or from its teacher's heaviest network.
         seed: Initialisation, order of the data, augmentation.
         noise_seed: Which labels are flipped, and which samples are taken.
     """
@@ -61,7 +62,7 @@ class RunConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
-    weight_decay: float = 0.0
+    weight_decay: float = 5e-4
     schedule: Literal["cosine", "step", "constant", "cyclic"] = "cosine"
     cycles: int = 5
     augment: Literal["none", "crop", "crop_flip"] = "none"
@@ -70,27 +71,32 @@ class RunConfig:
     ema: float = 0.0
     keep_every: int = 1
     teacher: str = ""
-    temperature: float = 1.0
-    soft_share: float = 1.0
+    temperature: float = 2.0
+    soft_share: float = 0.9
+    init: Literal["scratch", "teacher"] = "scratch"
     seed: int = 0
     noise_seed: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             self._check_type(field.name, getattr(self, field.name))
-        kind = self.noise.partition(":")[0]
-        if kind not in ("none", "symmetric", "asymmetric", "human", "matrix"):
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value < high:
+                allowed = f"at least {low}" + (f" and below {high}" if high < np.inf else "")
+                raise InputError(f"{name} is {value}; allowed is {allowed}")
+        if not 0 <= self.soft_share <= 1:
+            raise InputError(f"soft_share is {self.soft_share}; allowed is from 0 to 1")
+        kind, _, file = self.noise.partition(":")
+        plain = ("none", "symmetric", "asymmetric", "human")
+        if self.noise not in plain and not (kind == "matrix" and file):
             allowed = "none, symmetric, asymmetric, human or matrix:FILE.csv"
             raise InputError(f"noise is {self.noise!r}; allowed are {allowed}")
-        if (kind in ("symmetric", "asymmetric")) != (self.noise_rate > 0):
-            need = "above 0" if kind in ("symmetric", "asymmetric") else "0"
-            raise InputError(
-                f"noise_rate is {self.noise_rate} with noise={self.noise}; make it {need}"
-            )
-        for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                allowed = f"at least {low}" if high == np.inf else f"from {low} to {high:.6g}"
-                raise InputError(f"{name} is {getattr(self, name)}; allowed is {allowed}")
+        drawn = kind in ("symmetric", "asymmetric")
+        if drawn != (self.noise_rate > 0):
+            given = f"noise_rate is {self.noise_rate} with noise={self.noise}"
+            need = "above 0" if drawn else "0, or choose a kind of noise"
+            raise InputError(f"{given}; make it {need}")
 
     def _check_type(self, name: str, value: object) -> None:
         kind = get_type_hints(type(self))[name]
@@ -126,6 +132,17 @@ class RunConfig:
         return "-".join([*parts, f"s{self.seed}", digest])
 
     @classmethod
+    def of_profile(cls, profile: str, **changes: Any) -> "RunConfig":
+        """The config of a profile (quick, standard or paper), with some fields changed.
+
+        >>> RunConfig.of_profile("paper", seed=1).id.rpartition("-")[0]
+        'cifar100-resnet18-clean-s1'
+        """
+        if profile not in PROFILES:
+            raise InputError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
+        return cls.from_dict(PROFILES[profile] | changes)
+
+    @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "RunConfig":
         """Build a config from a mapping; an unknown key is an error that names the nearest one."""
         known = [field.name for field in dataclasses.fields(cls)]
@@ -145,14 +162,32 @@ _RANGES = [
     ("epochs", 1, np.inf),
     ("batch_size", 2, np.inf),
     ("lr", 0, np.inf),
-    ("momentum", 0, 1 - 1e-6),
+    ("momentum", 0, 1),
     ("weight_decay", 0, np.inf),
     ("cycles", 1, np.inf),
-    ("noise_rate", 0, 1 - 1e-6),
-    ("ema", 0, 1 - 1e-6),
+    ("noise_rate", 0, 1),
+    ("ema", 0, 1),
     ("keep_every", 1, np.inf),
     ("temperature", 0.01, np.inf),
-    ("soft_share", 0, 1),
     ("seed", 0, 2**31),
     ("noise_seed", 0, 2**31),
 ]
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "standard": {
+        "dataset": "fashion_mnist",
+        "train_samples": 10_000,
+        "model": "resnet8",
+        "epochs": 40,
+        "batch_size": 128,
+    },
+    "paper": {
+        "dataset": "cifar100",
+        "model": "resnet18",
+        "epochs": 200,
+        "batch_size": 128,
+        "augment": "crop_flip",
+    },
+}
+"""What differs from the defaults of `RunConfig` at each scale of the experiments."""

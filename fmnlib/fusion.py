@@ -40,6 +40,8 @@ __all__ = [
 Right = Bool[np.ndarray, " samples"]
 Probs = Float64[np.ndarray, "samples classes"]
 
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
@@ -96,13 +98,13 @@ def fuse(record: RunRecord, fusion: Fusion) -> Probs:
         row = np.flatnonzero(record.kept == epoch)
         if not len(row):
             raise InputError(f"epoch {epoch} has weight but no probabilities; keep it in the run")
-        fused += fusion.weights[epoch] * probs[row[0]].astype(np.float64)
+        fused += fusion.weights[epoch] * _widen(probs[row[0]])
     return fused
 
 
 def single(record: RunRecord, epoch: int | None = None) -> Fusion:
     """One network: the final one, or that of an epoch."""
-    return _weigh(record, [len(record.kept) - 1] if epoch is None else _rows(record, [epoch]))
+    return _weigh(record, _rows(record, [record.epochs - 1 if epoch is None else epoch]))
 
 
 def early_stopping(val: RunRecord) -> Fusion:
@@ -160,16 +162,18 @@ def knowledge_fusion(
     >>> found.picks, found.weights.tolist()
     (((0, 0.875),), [0.875, 0.125])
     """
+    if grid is not None and not (len(grid) and 0 <= grid.min() <= grid.max() <= 1):
+        raise InputError(f"the grid of shares is {grid}; give shares from 0 to 1")
     probs = _probs(val)
     correct = val.correct[val.kept]
 
-    def propose(fused: Probs, right: Right) -> tuple[int, float]:
+    def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
         row = int(forget_fraction(correct, right).argmax())
         candidate = _window_mean(probs, row, window)
         if grid is not None:
             accuracy = [_right(_mix(fused, candidate, s), val.labels).mean() for s in grid]
-            return row, float(grid[int(np.argmax(accuracy))])
-        return row, best_share(*share_intervals(fused, candidate, val.labels))[0]
+            return row, float(grid[int(np.argmax(accuracy))]), candidate
+        return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
     return _fuse_greedily(val, window, max_picks, propose)
 
@@ -181,18 +185,26 @@ def exhaustive_fusion(val: RunRecord, *, window: int = 1, max_picks: int | None 
     validation half more closely; compare the two on other samples.
     """
     probs = _probs(val)
-    correct = val.correct[val.kept]
+    samples, labels = np.arange(len(val.labels))[:, None], val.labels
 
-    def propose(fused: Probs, right: Right) -> tuple[int, float]:
-        best = (-1, 0.0, -1, 0.0)
-        for row in range(len(probs)):
-            # A sample that both predictors get right stays right at every share between.
-            open_ = np.flatnonzero(~(right & correct[row]))
-            candidate = _window_mean(probs, row, window, open_)
-            lo, hi = share_intervals(fused[open_], candidate, val.labels[open_])
-            share, count, width = best_share(lo, hi)
-            best = max(best, (count + len(right) - len(open_), width, -row, share))
-        return -best[2], best[3]
+    def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
+        # Two rivals of each label, the mix's strongest and the class that the epoch predicts,
+        # bound the epoch's count from above; few epochs then need all classes.
+        rivals = fused.copy()
+        rivals[samples[:, 0], labels] = -1
+        strongest, bounds = rivals.argmax(axis=1), []
+        for row, predicted in enumerate(val.predicted[val.kept]):
+            few = samples, np.stack([labels, strongest, predicted], axis=1)
+            candidate = _window_mean(probs, row, window, few)
+            ends = share_intervals(fused[few], candidate, np.zeros_like(labels))
+            bounds.append(best_share(*ends)[1])
+        best = (-1, 0.0, 0, 0.0)
+        for row in np.argsort(bounds)[::-1].tolist():
+            if bounds[row] >= best[0]:
+                ends = share_intervals(fused, _window_mean(probs, row, window), labels)
+                share, count, width = best_share(*ends)
+                best = max(best, (count, width, -row, share))
+        return -best[2], best[3], _window_mean(probs, -best[2], window)
 
     return _fuse_greedily(val, window, max_picks, propose)
 
@@ -201,7 +213,7 @@ def _fuse_greedily(
     val: RunRecord,
     window: int,
     max_picks: int | None,
-    propose: Callable[[Probs, Right], tuple[int, float]],
+    propose: Callable[[Probs, Right], tuple[int, float, Probs]],
 ) -> Fusion:
     _refuse_test(val)
     probs = _probs(val)
@@ -215,8 +227,8 @@ def _fuse_greedily(
     right = _right(fused, val.labels)
     picks: list[tuple[int, float]] = []
     while max_picks is None or len(picks) < max_picks:
-        row, share = propose(fused, right)
-        mixed = _mix(fused, _window_mean(probs, row, window), share)
+        row, share, candidate = propose(fused, right)
+        mixed = _mix(fused, candidate, share)
         now_right = _right(mixed, val.labels)
         if now_right.sum() <= right.sum():
             break
@@ -233,13 +245,22 @@ def _clip(row: int, window: int, rows: int) -> slice:
 
 
 def _window_mean(
-    probs: np.ndarray, row: int, window: int, samples: slice | np.ndarray = slice(None)
+    probs: np.ndarray, row: int, window: int, where: slice | tuple[np.ndarray, ...] = slice(None)
 ) -> Probs:
     members = probs[_clip(row, window, len(probs))]
-    total = members[0][samples].astype(np.float64)
+    total = _widen(members[0][where])
     for member in members[1:]:
-        total += member[samples]
-    return total / len(members)
+        total += _widen(member[where])
+    total /= len(members)
+    return total
+
+
+def _widen(values: np.ndarray) -> np.ndarray:
+    # A table turns float16 into float64 three times as fast as numpy, which is slow at numbers
+    # near 0, and softmax makes many.
+    if values.dtype == np.float16:
+        return _HALVES[values.view(np.uint16).astype(np.intp)]
+    return values.astype(np.float64)
 
 
 def _mix(fused: Probs, candidate: Probs, share: float) -> Probs:
@@ -253,8 +274,6 @@ def _right(probs: Probs, labels: Int[np.ndarray, " samples"]) -> Right:
 def _probs(record: RunRecord) -> np.ndarray:
     if record.probs is None:
         raise InputError("this record holds no probabilities; load the run's own folder")
-    if record.kept[-1] != record.epochs - 1:
-        raise InputError(f"the final epoch, {record.epochs - 1}, is not kept; fusion starts there")
     return record.probs
 
 

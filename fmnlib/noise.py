@@ -51,7 +51,7 @@ def asymmetric(
     _check_rate(rate)
     rng = np.random.default_rng(seed)
     noisy = labels.copy()
-    for source, target in confused_with.items():
+    for source, target in sorted(confused_with.items()):  # in any order the same draws
         members = np.flatnonzero(labels == source)
         noisy[rng.choice(members, size=round(rate * len(members)), replace=False)] = target
     return noisy, noisy != labels

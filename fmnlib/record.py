@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +99,7 @@ class RunRecord:
                 )
                 raise InputError(f"{bad}; apply a softmax and look for NaN")
         predicted = probs.argmax(axis=2).astype(np.int32)  # before float16 makes ties
-        kept = np.arange(len(probs))
+        labels, kept = labels.astype(np.int64), np.arange(len(probs))
         return cls(labels=labels, predicted=predicted, kept=kept, probs=probs, classes=classes)
 
     @property
@@ -144,7 +143,9 @@ class RunRecord:
         """A lighter record with the probabilities of these epochs alone."""
         if self.probs is None:
             raise InputError("this record holds no probabilities; load the run's own folder")
-        rows = [int(np.flatnonzero(self.kept == epoch)[0]) for epoch in epochs]
+        if lost := set(map(int, epochs)) - set(self.kept.tolist()):
+            raise InputError(f"epoch {min(lost)} is not kept; kept are {self.kept.tolist()}")
+        rows = np.flatnonzero(np.isin(self.kept, epochs))
         return dataclasses.replace(self, kept=self.kept[rows], probs=np.asarray(self.probs[rows]))
 
     def save(self, path: Path, *, light: bool = False) -> None:
@@ -183,9 +184,7 @@ class RunRecord:
         if not file.exists():
             raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
         try:
-            with np.load(
-                file, allow_pickle=False
-            ) as stored:  # the zip's CRC is checked on reading
+            with np.load(file, allow_pickle=False) as stored:  # reading checks the zip's CRC
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(str(arrays.pop("about")))
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
@@ -199,8 +198,8 @@ class RunRecord:
             rest = {"classes": about["classes"], "provenance": about["provenance"]}
             rest |= {"half": about["half"], "curves": curves, "config": config}
             return cls(**arrays, **rest, probs=probs)
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"{file} is damaged or is no record ({reason}); move it away and run again"
             ) from error

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 __all__ = [
     "by_class",
+    "dip",
     "forget_fraction",
     "forgotten_after",
     "last_correct_epoch",
@@ -87,6 +88,20 @@ def forgotten_after(
     [False, True]
     """
     return correct[epoch + 1 :].any(axis=0) & ~correct[-1]
+
+
+def dip(accuracy: Float[np.ndarray, " epochs"]) -> tuple[int, int]:
+    """The epochs that bound the dip of a double ascent: the first peak and the bottom after it.
+
+    The pair with the largest fall from one epoch to a later one; equal where nothing falls.
+
+    >>> import numpy as np
+    >>> dip(np.array([0.5, 0.8, 0.6, 0.7]))
+    (1, 2)
+    """
+    fall = np.maximum.accumulate(accuracy) - accuracy
+    bottom = int(fall.argmax())
+    return int(accuracy[: bottom + 1].argmax()), bottom
 
 
 def by_class(

@@ -5,6 +5,8 @@ from jaxtyping import Float64, Int
 
 __all__ = ["best_share", "share_intervals"]
 
+_ROUNDING = 1e-12
+
 
 def share_intervals(
     fused: Float64[np.ndarray, "samples classes"],
@@ -15,25 +17,27 @@ def share_intervals(
 
     With a_c = q_y - q_c and b_c = p_y - p_c, class y beats its rival c at share eps iff
     (1 - eps) a_c + eps b_c > 0: a half-line with its end at a_c / (a_c - b_c). The shares that
-    beat every rival are therefore one interval; it is empty where lo >= hi. A rival that ties at
-    every share loses if its index is higher, as it does for argmax.
+    beat every rival are therefore one interval; it is empty where lo >= hi. Of two classes that
+    tie at every share the lower index wins, as it does for argmax.
 
     >>> import numpy as np
     >>> q, p = np.array([[0.25, 0.75]]), np.array([[1.0, 0.0]])
     >>> [end.tolist() for end in share_intervals(q, p, np.array([0]))]
     [[0.3333333333333333], [1.0]]
     """
-    samples = np.arange(len(labels))
-    before = fused[samples, labels][:, None] - fused
-    after = candidate[samples, labels][:, None] - candidate
-    slope = after - before
-    flat = slope == 0
-    end = np.divide(-before, slope, out=np.zeros_like(slope), where=~flat)
-    lo = np.where(slope > 0, end, 0.0).max(axis=1).clip(0, 1)
-    hi = np.where(slope < 0, end, 1.0).min(axis=1).clip(0, 1)
-    loses_tie = np.arange(fused.shape[1]) < labels[:, None]
-    never = flat & ((before < 0) | ((before == 0) & loses_tie))
-    hi[never.any(axis=1)] = 0.0
+    samples, classes = np.arange(len(labels)), np.arange(fused.shape[1])
+    fused_label = fused[samples, labels][:, None]
+    candidate_label = candidate[samples, labels][:, None]
+    ahead_before, ahead_after = fused > fused_label, candidate > candidate_label
+    never = (fused >= fused_label) & (candidate >= candidate_label)
+    never &= ahead_before | ahead_after | (classes < labels[:, None])
+    live = ~never.any(axis=1)
+    lo, hi = np.zeros(len(labels)), live.astype(np.float64)
+    for end, ahead, tighten in ((lo, ahead_before, np.maximum), (hi, ahead_after, np.minimum)):
+        sample, rival = np.nonzero(ahead & live[:, None])  # few, and only these need a division
+        before = fused_label[sample, 0] - fused[sample, rival]
+        after = candidate_label[sample, 0] - candidate[sample, rival]
+        tighten.at(end, sample, before / (before - after))
     return lo, hi
 
 
@@ -43,7 +47,7 @@ def best_share(
     """The middle of the widest interval of shares with the most samples inside their (lo, hi).
 
     Accuracy is an exact step function of the share, #{n: lo_n < eps < hi_n}, so that two sorts
-    find its maximum.
+    find its maximum. An interval as narrow as the rounding of its ends is no interval.
 
     Returns:
         The share, the number of samples right at it, the width of its interval.
@@ -57,7 +61,8 @@ def best_share(
     steps = np.unique(np.concatenate([[0.0, 1.0], starts, stops]))
     begun = np.searchsorted(starts, steps[:-1], side="right")
     count = begun - np.searchsorted(stops, steps[:-1], side="right")
-    width = np.where(count == count.max(), np.diff(steps), -1.0)
-    widest = int(width.argmax())
+    width = np.diff(steps)
+    count[width < _ROUNDING] = -1
+    widest = int(np.where(count == count.max(), width, -1.0).argmax())
     share = (steps[widest] + steps[widest + 1]) / 2
     return float(share), int(count[widest]), float(width[widest])

@@ -1,0 +1,236 @@
+"""The command `fmn`: train, score, fuse and distil runs, and build the book."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import App, CycloptsError, Parameter
+
+from fmnlib import __version__, scores
+from fmnlib.config import InputError, RunConfig
+from fmnlib.fusion import Fusion, early_stopping, fuse, knowledge_fusion, single
+from fmnlib.record import RunRecord
+
+__all__ = ["main"]
+
+app = App(
+    name="fmn",
+    version=__version__,
+    help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
+)
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Flags = Annotated[RunConfig, Parameter(name="*")]
+_QUICK = RunConfig()
+
+
+@app.command(name="train")
+def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = False) -> None:
+    """Train one network and record what it knows after every epoch.
+
+    The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
+    run that was stopped goes on; a complete one is read.
+
+    Args:
+        config: What to train.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib import runs
+    from fmnlib.train import train
+
+    record = train(config, runs.folder(config), device=device)
+    _show({"run": config.id} | _scores(record), as_json)
+
+
+@app.command
+def score(run: str, *, as_json: Json = False) -> None:
+    """Say how much a run forgot: accuracy, forget fraction, epoch by epoch extremes, classes.
+
+    Args:
+        run: Folder of a run, the beginning of its name, or a record's .npz file.
+        as_json: Print JSON.
+    """
+    record = _load(run)
+    correct = record.correct
+    forgotten = scores.by_class(correct & ~correct[-1], record.labels, record.classes)
+    worst = np.argsort(-np.nan_to_num(forgotten.max(axis=1)))[:3]
+    classes = {f"worst class {c}, max F_e": float(forgotten[c].max()) for c in worst.tolist()}
+    _show(_scores(record) | classes, as_json)
+
+
+@app.command(name="fuse")
+def fuse_run(
+    run: str,
+    *,
+    split: int = 0,
+    window: int = 1,
+    max_picks: int | None = None,
+    grid: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Find the forgotten epochs of a run and mix them in (Knowledge Fusion).
+
+    Half of the evaluation data chooses, the other half is reported. The result is written to
+    fusion.json in the run's folder.
+
+    Args:
+        run: Folder of a run, the beginning of its name, or a record's .npz file.
+        split: Seed that draws the halves.
+        window: Epochs averaged on either side of a pick.
+        max_picks: Stop after so many picks; 1 is the papers' "(i)".
+        grid: Choose shares on the papers' grid of 0.01 instead of exactly.
+        as_json: Print JSON.
+    """
+    record = _load(run)
+    val, test = record.split(split)
+    shares = np.arange(0, 1.005, 0.01) if grid else None
+    fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
+    chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
+    accuracy = {f"test accuracy, {name}": _accuracy(test, f) for name, f in chosen.items()}
+    picks = {f"pick {i + 1}": f"epoch {e}, share {s:.3f}" for i, (e, s) in enumerate(fusion.picks)}
+    place = _folder(run)
+    if place is not None:
+        fusion.save(place / "fusion.json")
+    _show(accuracy | picks | {"networks": fusion.networks, "split": split}, as_json)
+
+
+@app.command(name="distill")
+def distill_run(
+    run: str,
+    *,
+    split: int = 0,
+    temperature: float = RunConfig.temperature,
+    soft_share: float = RunConfig.soft_share,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Put the fusion of a run into one network of the original size.
+
+    Takes the fusion that `fmn fuse` wrote, or finds one in the same way.
+
+    Args:
+        run: Folder of a run, or the beginning of its name.
+        split: Seed that draws the halves.
+        temperature: Softens the teacher and the student.
+        soft_share: Weight of the teacher's term; the labels' term has the rest.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib.distill import distill, members_of, student_config
+
+    place, record = _folder(run), _load(run)
+    if place is None or record.config is None:
+        raise InputError(f"{run} has no checkpoints; give the folder of a run")
+    val, test = record.split(split)
+    written = place / "fusion.json"
+    fusion = Fusion.load(written) if written.exists() else knowledge_fusion(val)
+    members = members_of(record.config, place, fusion)
+    config = student_config(
+        record.config, "kf", members, temperature=temperature, soft_share=soft_share
+    )
+    student = distill(config, members, place.parent / config.id, device=device)
+    accuracy = {
+        "test accuracy, single": _accuracy(test, single(test)),
+        f"test accuracy, {fusion.networks} networks fused": _accuracy(test, fusion),
+        "test accuracy, student": _accuracy(student.split(split)[1], single(student)),
+    }
+    _show({"student": config.id} | accuracy | {"split": split}, as_json)
+
+
+@app.command(name="runs")
+def list_runs(*, as_json: Json = False) -> None:
+    """List the runs there are.
+
+    Args:
+        as_json: Print JSON.
+    """
+    from fmnlib import runs
+
+    rows = runs.listing()
+    if as_json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"no runs in {runs.root()}; `fmn train` makes one")
+    for row in [] if as_json else rows:
+        accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
+        print(f"{row['run']:<60} {row['epochs']:>4} epochs  {row['state']:<10} {accuracy}")
+
+
+@app.command
+def book(*, cached: bool = False, update: bool = False) -> None:
+    """Run every notebook and build the book; print the path of its first page.
+
+    Args:
+        cached: Compute from the committed records instead of training anew.
+        update: Train anew and bring the committed records, outputs and numbers up to date.
+    """
+    from fmnlib.book import build
+
+    print(build(cached=cached, update=update))
+
+
+@app.command
+def download(dataset: str) -> None:
+    """Fetch a data set by torchvision into data/ (or where FMN_DATA says).
+
+    Args:
+        dataset: mnist, fashion_mnist, cifar10 or cifar100.
+    """
+    from fmnlib import data
+
+    print(data.download(dataset))
+
+
+def main() -> None:
+    """Run the command; bad input ends in one line on standard error and exit code 2."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (InputError, CycloptsError) as error:
+        print("fmn:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+def _folder(run: str) -> Path | None:
+    """The folder of a run; None for a record's file."""
+    from fmnlib import runs
+
+    return None if run.endswith(".npz") else runs.find(run)
+
+
+def _load(run: str) -> RunRecord:
+    return RunRecord.load(_folder(run) or Path(run))
+
+
+def _accuracy(record: RunRecord, fusion: Fusion) -> float:
+    return float((fuse(record, fusion).argmax(axis=1) == record.labels).mean())
+
+
+def _scores(record: RunRecord) -> dict[str, Any]:
+    forget = scores.forget_fraction(record.correct)
+    worst = int(forget.argmax())
+    return {
+        "final accuracy": float(record.accuracy[-1]),
+        "best accuracy": float(record.accuracy.max()),
+        "best epoch": int(record.accuracy.argmax()),
+        "max forget fraction": float(forget[worst]),
+        "at epoch": worst,
+        "learned since": float(scores.learn_fraction(record.correct)[worst]),
+    }
+
+
+def _show(rows: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for name, value in rows.items():
+        text = f"{value:.1%}" if isinstance(value, float) else str(value)
+        print(f"{name:<38} {text}")
+
+
+if __name__ == "__main__":
+    main()
