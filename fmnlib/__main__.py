@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fmnlib import __version__, scores
 from fmnlib.config import InputError, RunConfig
-from fmnlib.fusion import Fusion, early_stopping, fuse, knowledge_fusion, single
+from fmnlib.fusion import Fusion, accuracy, early_stopping, knowledge_fusion, single
 from fmnlib.record import RunRecord
 
 __all__ = ["main"]
@@ -88,12 +88,12 @@ def fuse_run(
     shares = np.arange(0, 1.005, 0.01) if grid else None
     fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
     chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
-    accuracy = {f"test accuracy, {name}": _accuracy(test, f) for name, f in chosen.items()}
+    told = {f"test accuracy, {name}": accuracy(test, f) for name, f in chosen.items()}
     picks = {f"pick {i + 1}": f"epoch {e}, share {s:.3f}" for i, (e, s) in enumerate(fusion.picks)}
     place = _folder(run)
     if place is not None:
         fusion.save(place / "fusion.json")
-    _show(accuracy | picks | {"networks": fusion.networks, "split": split}, as_json)
+    _show(told | picks | {"networks": fusion.networks, "split": split}, as_json)
 
 
 @app.command(name="distill")
@@ -131,12 +131,12 @@ def distill_run(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
     student = distill(config, members, place.parent / config.id, device=device)
-    accuracy = {
-        "test accuracy, single": _accuracy(test, single(test)),
-        f"test accuracy, {fusion.networks} networks fused": _accuracy(test, fusion),
-        "test accuracy, student": _accuracy(student.split(split)[1], single(student)),
+    told = {
+        "test accuracy, single": accuracy(test, single(test)),
+        f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
+        "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
-    _show({"student": config.id} | accuracy | {"split": split}, as_json)
+    _show({"student": config.id} | told | {"split": split}, as_json)
 
 
 @app.command(name="runs")
@@ -204,10 +204,6 @@ def _folder(run: str) -> Path | None:
 
 def _load(run: str) -> RunRecord:
     return RunRecord.load(_folder(run) or Path(run))
-
-
-def _accuracy(record: RunRecord, fusion: Fusion) -> float:
-    return float((fuse(record, fusion).argmax(axis=1) == record.labels).mean())
 
 
 def _scores(record: RunRecord) -> dict[str, Any]:

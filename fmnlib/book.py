@@ -10,20 +10,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fmnlib import runs
 from fmnlib.config import InputError
+from fmnlib.plots import METHODS
 from fmnlib.publish import collect
 from fmnlib.record import RunRecord, write_whole
+from fmnlib.stats import Summary
 
-__all__ = ["build", "execute", "render", "stage"]
+__all__ = ["build", "execute", "gather", "headline", "readme_with", "render", "stage"]
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
+HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
 TRAINING = "checkpoint config data distill models noise record recorder train".split()
 
@@ -54,6 +57,9 @@ def build(*, cached: bool = False, update: bool = False) -> Path:
     if update:
         for part in ("notebooks", "results"):
             shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
+        summary = json.loads((staging / "results" / "summary.json").read_text())
+        readme = REPOSITORY / "README.md"
+        write_whole(readme, readme_with(summary, readme.read_text()).encode())
     return render(staging, REPOSITORY)
 
 
@@ -125,7 +131,8 @@ def gather(staging: Path) -> None:
 
 def render(staging: Path, output: Path) -> Path:
     """Build the HTML with every warning an error; return the path of the first page."""
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(staging)]
+    start = "from jupyter_book.cli.main import main; main()"  # the one of this environment
+    command = [sys.executable, "-c", start, "build", str(staging)]
     command += ["--path-output", str(output), "--all", "-W", "-n", "--keep-going", "--quiet"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     index = output / "_build" / "html" / "index.html"
@@ -133,6 +140,24 @@ def render(staging: Path, output: Path) -> Path:
         print(done.stdout, file=sys.stderr)
         raise InputError("the book does not build; the lines above say why")
     return index
+
+
+def headline(summary: Mapping[str, Summary]) -> str:
+    """The README's table: test accuracy of the main methods at each noise, from the summary."""
+    by_setting = summary["label_noise"]
+    lines = ["| test accuracy, % | " + " | ".join(by_setting) + " |"]
+    lines.append("|---" * (len(by_setting) + 1) + "|")
+    for method in HEADLINE:
+        cells = [f"{n[method]['mean']:.1f} ± {n[method]['sem']:.1f}" for n in by_setting.values()]
+        lines.append(f"| {METHODS[method].name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
+    """The README with its table, which stands between two marks, brought up to date."""
+    before, mark, rest = readme.partition("<!-- headline -->\n")
+    _, end, after = rest.partition("\n<!-- end -->")
+    return before + mark + headline(summary) + end + after
 
 
 def _clean(notebook: Any) -> str:

@@ -57,7 +57,7 @@ class RunConfig:
     image_size: int = 32
     model: str = "convnet"
     width: float = 1.0
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1

@@ -118,8 +118,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
     classes = int(labels.max()) + 1
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
     eval_chosen = _subset(len(eval_labels), config.eval_samples, config.noise_seed)
-    # Human labels are in the order of the whole training set: noise comes first.
-    noisy, flipped = _add_noise(config, labels, classes)
+    noisy, flipped = _add_noise(config, labels, chosen, classes)
     images, eval_images = images[chosen], eval_images[eval_chosen]
     mean, std = _pixel_statistics(images)
 
@@ -128,8 +127,8 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
 
     return DataSet(
         images=tensor(images),
-        labels=tensor(noisy[chosen]),
-        flipped=tensor(flipped[chosen]),
+        labels=tensor(noisy),
+        flipped=tensor(flipped),
         eval_images=tensor(eval_images),
         eval_labels=tensor(eval_labels[eval_chosen]),
         classes=classes,
@@ -155,10 +154,11 @@ def confused_with(dataset: str, classes: int) -> dict[int, int]:
 
 
 def _add_noise(
-    config: RunConfig, labels: np.ndarray, classes: int
+    config: RunConfig, every_label: np.ndarray, chosen: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the chosen samples, made noisy, and which of them are flipped."""
     kind, _, file = config.noise.partition(":")
-    rate, seed = config.noise_rate, config.noise_seed
+    labels, rate, seed = every_label[chosen], config.noise_rate, config.noise_seed
     if kind == "symmetric":
         return noise.symmetric(labels, classes, rate, seed)
     if kind == "asymmetric":
@@ -168,9 +168,10 @@ def _add_noise(
     if kind == "human":
         path = data_root() / "cifar100n" / "cifar100n_human.npz"
         if config.dataset != "cifar100" or not path.exists():
-            raise InputError(f"human noise is of cifar100 and lies in {path}; see the data page")
+            raise InputError(f"human noise is of cifar100 and lies in {path}; put it there")
         with np.load(path, allow_pickle=False) as stored:
-            return noise.human(labels, stored["clean_label"], stored["noisy_label"])
+            noisy, flipped = noise.human(every_label, stored["clean_label"], stored["noisy_label"])
+        return noisy[chosen], flipped[chosen]
     return labels, np.zeros(len(labels), bool)
 
 

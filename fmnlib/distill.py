@@ -21,7 +21,15 @@ from fmnlib.fusion import Fusion
 from fmnlib.models import average_weights, mix_probs, reestimate_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.recorder import provenance
-from fmnlib.train import Criterion, build_model, checkpoint_path, pick_device, predict, train
+from fmnlib.train import (
+    Criterion,
+    build_model,
+    checkpoint_path,
+    claim,
+    pick_device,
+    predict,
+    train,
+)
 
 __all__ = ["Member", "average", "distill", "load_network", "members_of", "student_config"]
 
@@ -120,6 +128,7 @@ def average(
     if (folder / "record.npz").exists():
         return RunRecord.load(folder)
     _check_sum(members)
+    claim(folder, config)
     started = time.perf_counter()
     data = datasets.load(config, pick_device(device))
     states = ((load_network(m, data).state_dict(), m.weight) for m in members)

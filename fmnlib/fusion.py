@@ -27,6 +27,8 @@ from fmnlib.shares import best_share, share_intervals
 
 __all__ = [
     "Fusion",
+    "accuracy",
+    "around",
     "early_stopping",
     "exhaustive_fusion",
     "fixed_jumps",
@@ -102,6 +104,11 @@ def fuse(record: RunRecord, fusion: Fusion) -> Probs:
     return fused
 
 
+def accuracy(record: RunRecord, fusion: Fusion) -> float:
+    """Accuracy of a fusion on a record, from 0 to 1."""
+    return float(_right(fuse(record, fusion), record.labels).mean())
+
+
 def single(record: RunRecord, epoch: int | None = None) -> Fusion:
     """One network: the final one, or that of an epoch."""
     return _weigh(record, _rows(record, [record.epochs - 1 if epoch is None else epoch]))
@@ -129,6 +136,12 @@ def fixed_jumps(record: RunRecord, networks: int) -> Fusion:
     """
     kept = _enough(record, networks)
     return _weigh(record, [(i + 1) * kept // networks - 1 for i in range(networks)])
+
+
+def around(record: RunRecord, epoch: int, window: int) -> Fusion:
+    """An epoch and the kept ones on either side of it, equally weighted; clipped at the ends."""
+    [row] = _rows(record, [epoch])
+    return _weigh(record, range(len(record.kept))[_clip(row, window, len(record.kept))])
 
 
 def uniform(record: RunRecord) -> Fusion:

@@ -13,16 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 __all__ = [
+    "LINES",
     "METHODS",
     "Look",
     "accuracy_and_retained",
     "forget_curve",
     "loss_balance",
+    "mark_epochs",
     "methods",
     "set_theme",
     "share_curve",
     "weights",
 ]
+
+
+LineStyle = str | tuple[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,15 @@ class Look:
 BLACK, GREY, BLUE, GREEN, PINK, RED = (
     "#000000", "#595959", "#1845fb", "#009e73", "#cc78bc", "#cc3311"
 )  # fmt: skip
+
+LINES: list[tuple[str, LineStyle]] = [
+    (BLACK, "-"),
+    (BLUE, "--"),
+    (RED, "-."),
+    (GREEN, ":"),
+    (PINK, (0, (5, 1, 1, 1, 1, 1))),
+]
+"""Colours with line styles, for curves that are not of methods."""
 
 METHODS = {
     "single": Look("Final network", BLACK, "o"),
@@ -81,7 +95,7 @@ def accuracy_and_retained(
 
 
 def forget_curve(
-    ax: Axes, forget: Float[np.ndarray, "runs epochs"], label: str, color: str, style: str
+    ax: Axes, forget: Float[np.ndarray, "runs epochs"], label: str, color: str, style: LineStyle
 ) -> Axes:
     """Forget fraction F_e by epoch: mean over runs, band from least to most."""
     _band(ax, np.arange(forget.shape[1]), forget, color, style, label)
@@ -99,6 +113,13 @@ def loss_balance(
     ax.axhline(0, color=GREY, lw=0.6)
     ax.set(xlabel="epoch", ylabel="training points of large loss")
     ax.legend()
+    return ax
+
+
+def mark_epochs(ax: Axes, *epochs: int) -> Axes:
+    """Vertical dotted lines at some epochs."""
+    for epoch in epochs:
+        ax.axvline(epoch, color=GREY, ls=":", lw=1.2)
     return ax
 
 
@@ -140,22 +161,12 @@ def methods(
     return ax
 
 
-def class_counts(
-    ax: Axes, forgotten: Int[np.ndarray, " classes"], names: Sequence[str] | None = None
-) -> Axes:
-    """Samples forgotten in each class."""
-    ax.bar(np.arange(len(forgotten)), forgotten, color=BLUE)
-    ax.set_xticks(range(len(forgotten)), names or [str(c) for c in range(len(forgotten))])
-    ax.set(xlabel="class", ylabel="samples forgotten")
-    return ax
-
-
 def _band(
     ax: Axes,
     epochs: Int[np.ndarray, " epochs"],
     values: Float[np.ndarray, "runs epochs"],
     color: str,
-    style: str,
+    style: LineStyle,
     label: str,
 ) -> None:
     ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=label)

@@ -12,8 +12,6 @@ from fmnlib.stats import Summary
 
 __all__ = ["collect", "origin", "publish"]
 
-MIME = "application/vnd.fmnlib.summary+json"
-
 
 def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
     """Show where an item's numbers come from, and leave them in the notebook for the book.
@@ -27,8 +25,8 @@ def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
 
     about = origin(records)
     text = "Measured on {device} with torch {torch}, commit {commit}: {runs} runs".format(**about)
-    bundle = {"text/plain": text, MIME: {"item": item, "summary": summary, "origin": about}}
-    display(bundle, raw=True)  # type: ignore[no-untyped-call]
+    handed = {"item": item, "summary": summary, "origin": about}
+    display({"text/plain": text}, raw=True, metadata={"fmnlib": handed})  # type: ignore[no-untyped-call]
 
 
 def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -50,4 +48,4 @@ def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
 def collect(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What `publish` left in a notebook: item, summary and origin of each call."""
     outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
-    return [o["data"][MIME] for o in outputs if MIME in o.get("data", {})]
+    return [o["metadata"]["fmnlib"] for o in outputs if "fmnlib" in o.get("metadata", {})]

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +159,6 @@ class RunRecord:
         }
         about |= {"half": self.half, "curves": list(self.curves)}
         arrays: dict[str, np.ndarray] = {
-            "about": np.array(json.dumps(about)),
             "labels": self.labels,
             "predicted": self.predicted.astype(np.min_scalar_type(self.classes)),
             "kept": self.kept,
@@ -168,9 +168,8 @@ class RunRecord:
             arrays["loss_histogram"] = self.loss_histogram
         if self.probs is not None and not light:
             arrays["probs"] = self.probs.astype(np.float16)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_whole(Path(path), buffer.getvalue())
+        arrays["about"] = np.array(json.dumps(about))  # last: where others are lost, so is this
+        write_whole(Path(path), _npz(arrays))
 
     @classmethod
     def load(cls, path: Path | str) -> "RunRecord":
@@ -184,8 +183,8 @@ class RunRecord:
         if not file.exists():
             raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
         try:
-            with np.load(file, allow_pickle=False) as stored:  # reading checks the zip's CRC
-                arrays = {name: stored[name] for name in stored.files}
+            with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}  # checks the CRC
             about = json.loads(str(arrays.pop("about")))
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
             config = about["config"] and RunConfig.from_dict(about["config"])
@@ -203,6 +202,17 @@ class RunRecord:
             raise InputError(
                 f"{file} is damaged or is no record ({reason}); move it away and run again"
             ) from error
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file that numpy reads too, a fifth smaller than numpy's own, without time stamps."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_LZMA)
+    return buffer.getvalue()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,13 +56,13 @@ def best_share(
     >>> best_share(np.array([0.0, 0.25]), np.array([0.75, 1.0]))
     (0.5, 2, 0.5)
     """
-    inside = lo < hi
+    inside = hi - lo > _ROUNDING
     starts, stops = np.sort(lo[inside]), np.sort(hi[inside])
     steps = np.unique(np.concatenate([[0.0, 1.0], starts, stops]))
     begun = np.searchsorted(starts, steps[:-1], side="right")
     count = begun - np.searchsorted(stops, steps[:-1], side="right")
     width = np.diff(steps)
-    count[width < _ROUNDING] = -1
+    count[width <= _ROUNDING] = -1
     widest = int(np.where(count == count.max(), width, -1.0).argmax())
     share = (steps[widest] + steps[widest + 1]) / 2
     return float(share), int(count[widest]), float(width[widest])

@@ -21,6 +21,7 @@ __all__ = [
     "mean_sem",
     "nll",
     "paired_difference",
+    "percent",
     "summarize",
     "table",
 ]
@@ -72,10 +73,18 @@ def summarize(results: Iterable[Result]) -> Summary:
     summary: Summary = {}
     for key, values in frame.groupby(["setting", "method"], sort=False)["accuracy"]:
         setting, method = map(str, key)
-        mean, sem = mean_sem(100 * values.to_numpy())
-        numbers = {"mean": round(mean, 4), "sem": round(sem, 4), "n": len(values)}
-        summary.setdefault(setting, {})[method] = numbers
+        summary.setdefault(setting, {})[method] = percent(values.to_numpy())
     return summary
+
+
+def percent(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean, standard error and number of values, in percent, as the book's summary holds them.
+
+    >>> percent([0.5, 0.7])
+    {'mean': 60.0, 'sem': 10.0, 'n': 2}
+    """
+    mean, sem = mean_sem(100 * np.asarray(values))
+    return {"mean": round(mean, 4), "sem": round(sem, 4), "n": len(values)}
 
 
 def paired_difference(

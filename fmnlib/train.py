@@ -32,6 +32,7 @@ __all__ = [
     "Criterion",
     "build_model",
     "checkpoint_path",
+    "claim",
     "learning_rate",
     "pick_device",
     "predict",
@@ -88,7 +89,7 @@ def train(
     data = datasets.load(config, pick_device(device)) if data is None else data
     labels = data.labels
     criterion = criterion or (lambda logits, _, index: _cross_entropy(logits, labels[index]))
-    _claim(folder, config)
+    claim(folder, config)
     with FileLock(folder / ".lock"), torch.random.fork_rng():
         if (folder / "record.npz").exists():
             return RunRecord.load(folder)
@@ -230,7 +231,7 @@ def _start(config: RunConfig, data: DataSet, initial: Mapping[str, Tensor] | Non
     return _Parts(model, sgd, ema)
 
 
-def _claim(folder: Path, config: RunConfig) -> None:
+def claim(folder: Path, config: RunConfig) -> None:
     """Make the folder the run's own, or refuse to touch another run's."""
     file, fields = folder / "config.json", dataclasses.asdict(config)
     if not file.exists():

@@ -1,0 +1,29 @@
+# Two commands: `make book` and `make test`. Each sets up .venv by itself the first time.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := book
+.PHONY: book test benchmarks clean
+
+book: .venv/ready
+	@$(BIN)/fmn book
+
+test: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -n 2 --dist loadscope --nbval-lax
+	$(BIN)/fmn book --cached
+
+benchmarks: .venv/ready
+	$(BIN)/python benchmarks/search.py
+
+clean:
+	rm -rf _build .venv
+
+.venv/ready: pyproject.toml
+	@echo "installing into .venv (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; say which: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	@touch $@

@@ -1,0 +1,118 @@
+"""Numbers of the book from the files in results/, none of them typed by hand.
+
+{result}`label_noise.sym40.kf`              91.3 ± 0.4, from summary.json
+{result}`label_noise.sym40.kf.mean:.1f`     one number of it, with a format
+{gain}`label_noise.sym40.kf.single`         +28.1, the first method's mean less the second's
+{results-table} label_noise                 a table of it, and where it was measured
+{results-table} published/aaai_table2.csv   a table of published numbers
+"""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst.directives import unchanged_required
+from docutils.statemachine import StringList
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+NOISE = {"sym": "symmetric", "asym": "asymmetric"}
+
+
+def read(env: BuildEnvironment, name: str) -> Any:
+    path = Path(env.srcdir, "results", name)
+    env.note_dependency(str(path))
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
+
+
+def show(numbers: dict[str, float]) -> str:
+    error = "" if math.isnan(numbers["sem"]) else f" ± {numbers['sem']:.1f}"  # NaN: one seed
+    return f"{numbers['mean']:.1f}{error}"
+
+
+class Result(SphinxRole):
+    """A number that leads to the notebook which computed it."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        key, _, form = self.text.partition(":")
+        try:
+            item, setting, method, *last = key.split(".")
+            (page,) = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
+            methods = read(self.env, "summary.json")[item][setting]
+            text = show(methods[method]) if not last else ""
+            if self.name == "gain":
+                gain = methods[method]["mean"] - methods[last[0]]["mean"]
+                text = f"{gain:+.1f}".replace("-", "−")
+            elif last:
+                text = format(methods[method][last[0]], form)
+        except (OSError, LookupError, ValueError) as error:
+            told = f"results/summary.json has no {self.text!r} ({error!r})"
+            logging.getLogger(__name__).warning(told, location=self.get_location())
+            return [nodes.Text("??")], []
+        xref = {"refdomain": "std", "reftype": "doc", "reftarget": f"/notebooks/{page.stem}"}
+        xref |= {"refdoc": self.env.docname, "refexplicit": "true", "refwarn": "true"}
+        link = addnodes.pending_xref("", nodes.inline(text, text), **xref)
+        return [nodes.inline("", "", link, classes=["result"])], []
+
+
+class ResultsTable(SphinxDirective):
+    """Methods down, settings across, the best of each column in bold."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("settings", "methods", "caption", "name"), unchanged_required
+    )
+
+    def run(self) -> list[nodes.Node]:
+        box, name = nodes.container(classes=["results-table"]), self.arguments[0]
+        try:
+            cells, source = self.published(name) if ".csv" in name else self.measured(name)
+            lines = [*self.table(cells), "", source]
+        except (OSError, LookupError, ValueError) as error:
+            raise self.error(f"results/ has no whole table of {name} ({error!r})") from error
+        self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
+        return [box]
+
+    def published(self, name: str) -> tuple[dict[str, dict[str, str]], str]:
+        rows = read(self.env, name)
+        return {s: {row["method"]: row[s] for row in rows} for s in rows[0]}, ""
+
+    def measured(self, name: str) -> tuple[dict[str, dict[str, str]], str]:
+        summary, about = (read(self.env, f"{n}.json")[name] for n in ("summary", "provenance"))
+        seeds = sorted({n["n"] for methods in summary.values() for n in methods.values()})
+        notebook, changed = about["notebook"], " with local changes" if about["changed"] else ""
+        source = f"Measured: [notebook {notebook}](/notebooks/{notebook}.ipynb), "
+        source += f"commit {about['commit']}{changed}, device {about['device']}, "
+        source += f"{' to '.join(map(str, seeds))} seeds."
+        return {s: {m: show(n) for m, n in ms.items()} for s, ms in summary.items()}, source
+
+    def table(self, cells: dict[str, dict[str, str]]) -> list[str]:
+        from fmnlib.plots import METHODS
+
+        wanted = (self.options[option].split(",") for option in ("settings", "methods"))
+        settings, methods = ([name.strip() for name in names] for names in wanted)
+        kinds = [setting.rpartition("_")[2] for setting in settings]  # c100_sym40 or sym40
+        heads = [f"{NOISE[k[:-2]]} {k[-2:]}%" if k[:-2] in NOISE else k for k in kinds]
+        number = {s: {m: float(cells[s][m].split()[0]) for m in methods} for s in settings}
+        lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
+        lines += [":header-rows: 1", ":stub-columns: 1", ":class: numbers", ""]
+        lines += [",".join(["method", *heads])]
+        top = {s: max(number[s].values()) for s in settings}
+        for m in methods:
+            row = [f"**{cells[s][m]}**" if number[s][m] == top[s] else cells[s][m] for s in top]
+            lines += [",".join([METHODS[m].name, *row])]
+        return [*lines, ":::"]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_role("result", Result())
+    app.add_role("gain", Result())
+    app.add_directive("results-table", ResultsTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

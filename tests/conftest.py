@@ -1,0 +1,25 @@
+"""What all tests share: real data sets where FMN_DATA has them, one thread a test process."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def runs_root(tmp_path, monkeypatch):
+    """Every test has a folder of runs of its own."""
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data sets; tests that need it are skipped without it."""
+    root = Path(os.environ.get("FMN_DATA", ""))
+    if "FMN_DATA" not in os.environ or not (root / "cifar100").exists():
+        pytest.skip("FMN_DATA names no folder with cifar100/ and fashionmnist/")
+    return root

@@ -1,0 +1,145 @@
+"""The command `fmn`, run as a person runs it: another process, real files, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fmnlib import RunRecord
+from fmnlib.__main__ import main
+
+QUICK = "--noise symmetric --noise-rate 0.4 --epochs 6 --train-samples 300".split()
+
+
+@pytest.fixture
+def fmn(monkeypatch, capsys):
+    """Run the command in this process; give back exit code, standard output and error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["fmn", *map(str, words)])
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def told(fmn, *words):
+    """The one line that bad input is answered with."""
+    code, out, err = fmn(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+def test_from_training_to_one_network(fmn, runs_root):
+    code, out, _ = fmn("train", *QUICK, "--json")
+    trained = json.loads(out)
+    assert code == 0
+    record = RunRecord.load(runs_root / trained["run"])
+    assert trained["final accuracy"] == record.accuracy[-1]
+    assert (
+        json.loads(fmn("score", "digits", "--json")[1])["best accuracy"] == record.accuracy.max()
+    )
+    fused = json.loads(fmn("fuse", "digits", "--json")[1])
+    assert fused["test accuracy, fused"] > fused["test accuracy, single"]
+    assert (runs_root / trained["run"] / "fusion.json").exists()
+    student = json.loads(fmn("distill", "digits", "--json")[1])
+    assert student["test accuracy, single"] == fused["test accuracy, single"]
+    assert student[f"test accuracy, {fused['networks']} networks fused"] == pytest.approx(
+        fused["test accuracy, fused"]
+    )
+    assert student["test accuracy, student"] > student["test accuracy, single"]
+    listed = json.loads(fmn("runs", "--json")[1])
+    assert {row["run"] for row in listed} == {trained["run"], student["student"]}
+
+
+def test_tables_for_people(fmn):
+    _, out, _ = fmn("train", *QUICK)
+    assert "final accuracy" in out
+    assert "max forget fraction" in out
+    assert "%" in out
+    assert "pick 1" in fmn("fuse", "digits", "--max-picks", 1, "--grid")[1]
+    assert "complete" in fmn("runs")[1]
+
+
+def test_a_record_of_another_framework(fmn, tmp_path):
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(5, 90))
+    RunRecord.from_arrays(probs, np.arange(90) % 3).save(tmp_path / "mine.npz")
+    assert fmn("score", tmp_path / "mine.npz")[0] == 0
+    assert fmn("fuse", tmp_path / "mine.npz")[0] == 0
+    assert "mine.npz has no checkpoints" in told(fmn, "distill", tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar100"])
+def test_real_images(fmn, real_data, dataset):
+    few = "--train-samples 600 --eval-samples 1000 --epochs 3 --model resnet8 --width 0.5"
+    noise = "--noise symmetric --noise-rate 0.4 --augment crop_flip"
+    code, out, _ = fmn("train", "--dataset", dataset, *few.split(), *noise.split(), "--json")
+    run = json.loads(out)["run"]
+    assert code == 0
+    assert (
+        json.loads(out)["best accuracy"] > 1.5 * {"fashion_mnist": 0.1, "cifar100": 0.01}[dataset]
+    )
+    assert json.loads(fmn("score", run, "--json")[1])["final accuracy"] > 0
+    assert fmn("fuse", run)[0] == 0
+    assert "student" in json.loads(fmn("distill", run, "--json")[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --dataset cifar11", "dataset is 'cifar11'; known are digits"),
+        ("train --model resnet81", "model is 'resnet81'; known are convnet"),
+        ("train --noise loud", "noise is 'loud'; allowed are none, symmetric"),
+        ("train --noise symmetric --noise-rate 1", "noise_rate is 1.0; allowed is at least 0 and"),
+        ("train --noise-rate 0.4", "noise_rate is 0.4 with noise=none; make it 0, or choose"),
+        ("train --epochs 0", "epochs is 0; allowed is at least 1"),
+        ("train --epochs many", 'Invalid value for --epochs: unable to convert "many" into int'),
+        ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
+        ("train --optimizer lion", 'Invalid value "lion" for --optimizer. Choose from'),
+        ("train --device toaster", "device is 'toaster', which is not here"),
+        ("train --teacher kf", "teacher is 'kf' in a plain run; students: `fmn distill`"),
+        ("trian", 'Unknown command "trian". Did you mean "train"?'),
+        ("score nothing", "no run in .* begins with 'nothing'; `fmn runs` lists them"),
+        ("fuse nothing.npz", "nothing.npz does not exist"),
+        ("download cifar11", "dataset is 'cifar11'; known are"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(fmn, words, message, runs_root):
+    import re
+
+    assert re.search(message.replace("?", "[?]"), told(fmn, *words.split()))
+    assert not list(runs_root.glob("*/record.npz"))
+
+
+def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
+    run = json.loads(fmn("train", *QUICK, "--json")[1])["run"]
+    place = runs_root / run
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert "window is 3 with 6 kept epochs; allow 0 to 2" in told(fmn, "fuse", run, "--window", 3)
+    assert "max_picks is 0" in told(fmn, "fuse", run, "--max-picks", 0)
+    assert "temperature is 0.0" in told(fmn, "distill", run, "--temperature", 0)
+    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert before == after
+    (place / "record.npz").write_bytes(before[place / "record.npz"][:-50])
+    assert "record.npz is damaged or is no record" in told(fmn, "score", run)
+
+
+def test_it_is_installed_as_a_command_and_as_a_module():
+    env = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fmnlib", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert done.returncode == 0
+    assert "--noise-rate" in done.stdout
+    assert "Share of the training labels that are flipped" in done.stdout

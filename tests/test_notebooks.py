@@ -1,0 +1,73 @@
+"""Every notebook really trains: fresh, small, by papermill, as `fmn book` runs it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnlib import InputError, RunRecord, runs
+from fmnlib.book import execute
+from fmnlib.train import train
+
+ROOT = Path(__file__).parent.parent
+FEW = {"epochs": 6, "train_samples": 200}
+SMALL = {
+    "00_quickstart": {},
+    "02_double_descent": {"seeds": [0, 1]},
+    "06_label_noise": {
+        "settings": [["symmetric", 0.4]],
+        "seeds": [0, 1],
+        "splits": [0],
+    },
+}
+
+
+def test_every_notebook_is_tried():
+    assert set(SMALL) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_notebooks_train_afresh(name, tmp_path, runs_root):
+    copy = Path(shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path))
+    execute(copy, fresh=True, changes=FEW, **SMALL[name])
+    cells = json.loads(copy.read_text())["cells"]
+    [injected] = [c for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+    assert "hide-input" in injected["metadata"]["tags"]
+    assert len(list(runs_root.glob("*/record.npz"))) >= 2
+
+
+@pytest.mark.parametrize("name", ["00_quickstart", "02_double_descent"])
+def test_notebooks_run_on_real_images(name, tmp_path, real_data):
+    copy = Path(shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path))
+    few = {"epochs": 3, "train_samples": 400, "eval_samples": 600, "width": 0.5}
+    if name == "02_double_descent":
+        few |= {"dataset": "cifar100", "eval_samples": 2000}
+        execute(copy, profile="standard", fresh=True, changes=few, seeds=[0])
+    else:
+        execute(copy, profile="standard", fresh=True, changes=few)
+
+
+def test_a_parameter_that_a_notebook_lacks_is_refused(tmp_path):
+    copy = Path(shutil.copy(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path))
+    before = copy.read_bytes()
+    with pytest.raises(InputError, match="00_quickstart.ipynb has no parameter 'seedz'; it has"):
+        execute(copy, seedz=3)
+    assert copy.read_bytes() == before
+
+
+def test_a_committed_record_is_what_training_gives(tmp_path):
+    # Rounding differs between machines and grows while a network trains: the first epochs agree
+    # closely, the last ones in what they show.
+    files = sorted(runs.REFERENCE.glob("digits-convnet-sym40-s0-*.npz"))
+    committed = next(r for r in map(RunRecord.load, files) if len(r.kept) == r.epochs)
+    again = train(committed.config, tmp_path, device="cpu", progress=False)
+    np.testing.assert_array_equal(again.labels, committed.labels)
+    np.testing.assert_allclose(again.accuracy[:2], committed.accuracy[:2], atol=0.05)
+    np.testing.assert_allclose(
+        again.accuracy[-10:].mean(), committed.accuracy[-10:].mean(), atol=0.06
+    )
+    np.testing.assert_allclose(
+        again.curves["train_loss"][:3], committed.curves["train_loss"][:3], rtol=0.05
+    )

@@ -1,0 +1,173 @@
+"""What holds the project together: who imports whom, one address, notebooks to be trusted."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fmnlib.book import headline, readme_with
+from fmnlib.plots import METHODS
+from fmnlib.publish import collect
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SUMMARY = json.loads((ROOT / "results" / "summary.json").read_text())
+
+# Who may import whom, and what from outside: the table in CONTRIBUTING.md.
+OURS = {
+    "config": "",
+    "record": "config",
+    "noise": "config",
+    "scores": "",
+    "shares": "",
+    "fusion": "config record scores shares",
+    "stats": "config record",
+    "plots": "",
+    "publish": "record stats",
+    "models": "config",
+    "data": "config noise",
+    "checkpoint": "config record",
+    "recorder": "config data record",
+    "train": "checkpoint config data models record recorder",
+    "distill": "checkpoint config data fusion models record recorder train",
+    "runs": "config distill fusion record train",
+    "compare": "config fusion record runs stats",
+    "book": "config plots publish record runs stats",
+}
+NO_TORCH = "config record noise scores shares fusion stats plots publish".split()
+
+
+def imports(module):
+    """The modules of fmnlib that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / "fmnlib" / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fmnlib"):
+            inside = node.module.partition(".")[2]
+            names |= {inside} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("fmnlib.")}
+    return names
+
+
+def test_every_module_has_its_row():
+    modules = {path.stem for path in (ROOT / "fmnlib").glob("*.py")} - {"__init__", "__main__"}
+    assert modules == set(OURS)
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_modules_import_what_their_row_lists(module):
+    assert imports(module) <= set(OURS[module].split())
+
+
+def test_arrays_need_no_torch_and_the_package_no_matplotlib():
+    script = "import sys\nimport fmnlib\nassert 'matplotlib' not in sys.modules\n"
+    script += "".join(f"import fmnlib.{module}\n" for module in NO_TORCH)
+    script += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_modules_stay_short():
+    for path in (ROOT / "fmnlib").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path.name
+
+
+# ---------------------------------------------------------------- one address
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["repository"]["url"] == address
+    owner, name = address.split("/")[-2:]
+    assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["repository-code"] == address
+    for path in NOTEBOOKS:
+        assert f'"git+{address}@main"' in setup_cell(path), path.name
+    for path in [*ROOT.glob("*.*"), *(ROOT / "book").rglob("*.*")]:
+        if path.suffix in {".md", ".yml", ".toml", ".cff", ".bib", ".py"}:
+            for found in re.findall(rf"https://github.com/[^/]+/{name}", path.read_text()):
+                assert found == address, path.name
+
+
+def setup_cell(path):
+    cells = json.loads(path.read_text())["cells"]
+    [cell] = [c for c in cells if "colab-setup" in c["metadata"].get("tags", [])]
+    return "".join(cell["source"])
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_whole_and_ran_in_order(path):
+    text = path.read_text()
+    notebook = json.loads(text)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "papermill" not in notebook["metadata"]
+    assert not re.search(r'"/(root|home|tmp|content|Users)/', text)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert notebook["metadata"]["accelerator"] == "GPU"
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_thin_and_readable(path):
+    cells = json.loads(path.read_text())["cells"]
+    tags = [tag for cell in cells for tag in cell["metadata"].get("tags", [])]
+    assert tags.count("parameters") == 1
+    assert "injected-parameters" not in tags
+    assert tags.count("nbval-check-output") >= 2
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert len(source.splitlines()) <= 20, cell["id"]
+            assert not re.search(r"^(def|class) ", source, re.MULTILINE), cell["id"]
+            if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
+                about = cell["metadata"]["mystnb"]
+                assert len(about["image"]["alt"]) > 60, cell["id"]
+                assert about["figure"]["caption"], cell["id"]
+        else:
+            assert not re.search(r"\{(cite|numref|ref|glue|result)\b", source), cell["id"]
+
+
+def test_every_notebook_is_in_the_book():
+    toc = (ROOT / "_toc.yml").read_text()
+    assert all(f"notebooks/{path.stem}" in toc for path in NOTEBOOKS)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_the_published_numbers_are_those_of_the_notebooks():
+    published = [p for path in NOTEBOOKS for p in collect(json.loads(path.read_text()))]
+    assert {p["item"]: p["summary"] for p in published} == SUMMARY
+
+
+def test_the_readme_shows_our_numbers():
+    text = (ROOT / "README.md").read_text()
+    assert headline(SUMMARY) in text
+    assert readme_with(SUMMARY, text) == text
+    for method in ("single", "kf", "distilled_kf"):
+        assert METHODS[method].name in headline(SUMMARY)
+
+
+def test_committed_records_are_small():
+    total = sum(path.stat().st_size for path in (ROOT / "results" / "reference").glob("*.npz"))
+    assert 0 < total < 12_000_000

@@ -1,0 +1,84 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fmnlib import InputError, RunConfig, fusion, runs
+from fmnlib.compare import compare, independent_members
+from fmnlib.train import train
+
+SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, epochs=4)
+
+
+def test_runs_side_by_side_are_those_trained_alone(runs_root, tmp_path):
+    configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1, 0)]
+    records = runs.obtain(configs, device="cpu", progress=False)
+    assert [record.config for record in records] == configs
+    assert len(list(runs_root.glob("*/record.npz"))) == 2
+    alone = train(configs[1], tmp_path / "alone", device="cpu", progress=False)
+    np.testing.assert_array_equal(alone.probs, records[1].probs)
+
+
+def test_nothing_trains_twice(runs_root):
+    runs.obtain([SMALL], device="cpu", progress=False)
+    [file] = runs_root.glob("*/record.npz")
+    before = file.stat().st_mtime_ns
+    runs.obtain([SMALL], device="cpu", progress=False)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_a_student_gets_its_teacher_trained_first(runs_root):
+    weights = fusion.Fusion(np.array([0.5, 0.0, 0.0, 0.5]))
+    jobs = [runs.student(SMALL, "kf", weights), runs.averaged(SMALL, "kf", weights)]
+    student, averaged = runs.obtain(jobs, device="cpu", progress=False)
+    assert runs.folder(SMALL).joinpath("record.npz").exists()
+    assert student.epochs == 4
+    assert averaged.epochs == 1
+    assert {row["state"] for row in runs.listing()} == {"complete"}
+    assert len(runs.listing()) == 3
+
+
+def test_committed_records_are_read_unless_a_fresh_one_is_wanted(tmp_path, monkeypatch, runs_root):
+    record = train(SMALL, tmp_path / "run", device="cpu", progress=False)
+    monkeypatch.setattr(runs, "REFERENCE", tmp_path)
+    record.save(tmp_path / f"{SMALL.id}.npz")
+    [read] = runs.obtain([SMALL], device="cpu")
+    np.testing.assert_array_equal(read.probs, record.probs)
+    assert not runs_root.exists()
+    runs.obtain([SMALL], device="cpu", fresh=True, progress=False)
+    assert runs.folder(SMALL).exists()
+
+
+def test_find_takes_the_beginning_of_a_name(runs_root):
+    configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
+    runs.obtain(configs, device="cpu", progress=False)
+    assert runs.find(configs[0].id[:-3]) == runs.folder(configs[0])
+    assert runs.find(str(runs.folder(configs[1]))) == runs.folder(configs[1])
+    with pytest.raises(InputError, match="2 runs in .* begins with 'digits'"):
+        runs.find("digits")
+    with pytest.raises(InputError, match="no run in .* begins with 'nothing'"):
+        runs.find("nothing")
+
+
+def test_independent_members_share_labels_and_no_network():
+    crowd = independent_members(SMALL, 3) + independent_members(
+        dataclasses.replace(SMALL, seed=1), 3
+    )
+    assert len({config.id for config in crowd}) == 6
+    assert {config.noise_seed for config in crowd} == {0}
+
+
+def test_compare_scores_each_method_once_on_the_test_half():
+    results = compare([SMALL], item="label_noise", splits=(0, 1), members=2)
+    kf = {r.split_seed: r for r in results if r.method == "kf"}
+    [record] = runs.obtain([SMALL])
+    for split in (0, 1):
+        val, test = record.split(split)
+        found = fusion.knowledge_fusion(val)
+        assert kf[split].accuracy == fusion.accuracy(test, found)
+        assert kf[split].networks == found.networks
+    assert len(results) == 2 * len({r.method for r in results}) == 18
+    cost = {r.method: (r.networks, r.train_seconds) for r in results}
+    assert cost["independent"][0] == 2
+    assert cost["independent"][1] > cost["single"][1]
+    assert cost["distilled_kf"][0] == cost["averaged_kf"][0] == cost["single"][0] == 1

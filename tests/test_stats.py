@@ -1,0 +1,99 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from fmnlib import InputError, Result
+from fmnlib.stats import (
+    calibration_error,
+    costs,
+    mean_sem,
+    nll,
+    paired_difference,
+    summarize,
+    table,
+)
+
+SCORE = Result(
+    item="label_noise",
+    setting="sym40",
+    method="kf",
+    seed=0,
+    split_seed=0,
+    accuracy=0.5,
+    nll=1.0,
+    ece=0.1,
+    networks=4,
+    train_seconds=2.0,
+)
+
+
+def scores(method, accuracy):
+    """One result for each row (seed) and column (split) of an array of accuracies."""
+    return [
+        dataclasses.replace(SCORE, method=method, seed=seed, split_seed=split, accuracy=value)
+        for seed, row in enumerate(accuracy)
+        for split, value in enumerate(row)
+    ]
+
+
+def test_standard_error_by_hand():
+    mean, sem = mean_sem([1.0, 2.0, 6.0])
+    assert mean == 3
+    assert sem == pytest.approx(np.sqrt(7 / 3))  # deviation sqrt((4 + 1 + 9) / 2), over sqrt(3)
+    assert np.isnan(mean_sem([1.0])[1])
+
+
+def test_the_replicate_is_the_seed():
+    accuracy = [[0.5, 0.7], [0.8, 0.8]]
+    summary = summarize(scores("kf", accuracy))
+    assert summary["sym40"]["kf"] == {"mean": 70.0, "sem": 10.0, "n": 2}
+
+
+def test_paired_difference_is_the_paired_t_interval():
+    rng = np.random.default_rng(0)
+    kf, single = rng.random((5, 3)), rng.random((5, 3))
+    results = scores("kf", kf) + scores("single", single)
+    rng.shuffle(results)
+    mean, low, high = paired_difference(results, "sym40", "kf", "single", level=0.9)
+    paired = scipy_stats.ttest_rel(kf.mean(axis=1), single.mean(axis=1))
+    interval = paired.confidence_interval(0.9)
+    assert mean == pytest.approx(100 * (kf - single).mean())
+    assert (low, high) == pytest.approx((100 * interval.low, 100 * interval.high))
+
+
+def test_what_is_not_paired_is_refused():
+    results = scores("kf", [[0.5, 0.6]]) + scores("single", [[0.5]])
+    with pytest.raises(InputError, match="kf and single are not paired in sym40"):
+        paired_difference(results, "sym40", "kf", "single")
+    with pytest.raises(InputError, match="not paired in sym40"):
+        paired_difference(results, "sym40", "kf", "distilled_kf")
+
+
+def test_likelihood_and_calibration_by_hand():
+    probs = np.array([[0.8, 0.2], [0.6, 0.4], [1.0, 0.0]])
+    labels = np.array([0, 1, 1])
+    expected = -(np.log(0.8) + np.log(0.4) + np.log(1e-12)) / 3
+    assert nll(probs, labels) == pytest.approx(expected)
+    # One sample in each bin: gaps of 0.2, 0.6 and 1.
+    assert calibration_error(probs, labels) == pytest.approx((0.2 + 0.6 + 1) / 3)
+
+
+def test_calibration_is_that_of_plain_loops():
+    rng = np.random.default_rng(1)
+    probs = rng.dirichlet(np.ones(5), size=400)
+    labels = rng.integers(0, 5, 400)
+    error, bins = 0.0, 7
+    for b in range(bins):
+        inside = [n for n in range(400) if b / bins <= probs[n].max() < (b + 1) / bins]
+        if inside:
+            accuracy = np.mean([probs[n].argmax() == labels[n] for n in inside])
+            error += len(inside) / 400 * abs(accuracy - np.mean([probs[n].max() for n in inside]))
+    assert calibration_error(probs, labels, bins) == pytest.approx(error)
+
+
+def test_tables_show_mean_error_and_cost():
+    results = scores("kf", [[0.5], [0.7]]) + scores("single", [[0.4], [0.4]])
+    assert table(summarize(results)).loc["kf", "sym40"] == "60.0 ± 10.0"
+    assert costs(results, "sym40").loc["single"].tolist() == [4.0, 2.0]

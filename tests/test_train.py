@@ -1,0 +1,176 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fmnlib import InputError, RunConfig
+from fmnlib.checkpoint import load_tensors, save_tensors
+from fmnlib.data import load
+from fmnlib.record import LOSS_EDGES
+from fmnlib.train import build_model, checkpoint_path, learning_rate, predict, train
+
+SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
+
+
+def run(config, folder, **options):
+    return train(config, folder, device="cpu", progress=False, **options)
+
+
+def assert_same_records(one, two):
+    np.testing.assert_array_equal(one.predicted, two.predicted)
+    np.testing.assert_array_equal(one.probs, two.probs)
+    np.testing.assert_array_equal(one.loss_histogram, two.loss_histogram)
+    for name in set(one.curves) - {"seconds"}:
+        np.testing.assert_array_equal(one.curves[name], two.curves[name])
+
+
+def test_the_record_is_what_the_checkpoints_predict(tmp_path):
+    record = run(SMALL, tmp_path)
+    data = load(SMALL)
+    for epoch in range(4):
+        model = build_model(SMALL, data)
+        model.load_state_dict(load_tensors(checkpoint_path(tmp_path, epoch))[0])
+        probs = predict(model, data, data.eval_images).softmax(1).numpy()
+        np.testing.assert_array_equal(record.predicted[epoch], probs.argmax(1))
+        np.testing.assert_allclose(record.probs[epoch], probs, atol=1e-3)
+    assert (record.loss_histogram.sum(axis=(1, 2)) == 200).all()
+    assert (record.loss_histogram[:, 1].sum(axis=1) == 40).all()
+    assert len(LOSS_EDGES) - 1 == record.loss_histogram.shape[2]
+
+
+def test_a_network_learns_the_digits(tmp_path):
+    record = run(RunConfig(epochs=5), tmp_path)
+    assert record.accuracy[-1] > 0.95
+    assert record.curves["train_loss"][-1] < record.curves["train_loss"][0]
+    assert np.isnan(record.curves["memorised"]).all()  # no label is wrong
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "adamw", "lr": 1e-3}, {"ema": 0.9}, {"augment": "crop_flip"}],
+    ids=["sgd", "adamw", "ema", "augmented"],
+)
+def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, monkeypatch):
+    config = dataclasses.replace(SMALL, **changes)
+    whole = run(config, tmp_path / "whole")
+
+    def die(path, *_):
+        if path.name == "epoch_0002.safetensors":
+            raise KeyboardInterrupt
+        save_tensors(path, *_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmnlib.train.save_tensors", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "record.npz").exists()
+    assert_same_records(whole, run(config, tmp_path / "stopped"))
+
+
+def training_process(config, folder):
+    """A process of its own that trains a run, with one thread: their number changes rounding."""
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from fmnlib import RunConfig; from fmnlib.train import train\n"
+        f"config = RunConfig.from_dict({dataclasses.asdict(config)!r})\n"
+        f"train(config, Path({str(folder)!r}), device='cpu', progress=False)"
+    )
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", script])
+
+
+def test_a_process_that_is_killed_goes_on_with_the_same_bits(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=30)
+    process = training_process(config, tmp_path / "a")
+    while not checkpoint_path(tmp_path / "a", 3).exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "a" / "record.npz").exists()
+    assert_same_records(run(config, tmp_path / "a"), run(config, tmp_path / "b"))
+
+
+def test_two_processes_on_one_run_do_not_meet(tmp_path):
+    both = [training_process(SMALL, tmp_path / "a") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert_same_records(run(SMALL, tmp_path / "a"), run(SMALL, tmp_path / "b"))
+
+
+def test_kept_epochs_end_with_the_last(tmp_path):
+    record = run(dataclasses.replace(SMALL, epochs=5, keep_every=2), tmp_path)
+    assert record.kept.tolist() == [1, 3, 4]
+    assert record.probs.shape == (3, 50, 10)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        f"epoch_000{epoch}.safetensors" for epoch in (1, 3, 4)
+    ]
+
+
+def test_ema_follows_parameters_and_batchnorm_statistics(tmp_path):
+    config = dataclasses.replace(SMALL, ema=0.5, epochs=1, batch_size=200, lr=0.1)
+    data = load(config)
+    start = build_model(config, data).state_dict()
+    run(config, tmp_path / "ema")
+    run(dataclasses.replace(config, ema=0.0), tmp_path / "plain")  # one step each
+    ema, plain = (load_tensors(checkpoint_path(tmp_path / n, 0))[0] for n in ("ema", "plain"))
+    for key, value in plain.items():
+        expected = (start[key] + value) / 2 if value.is_floating_point() else value
+        torch.testing.assert_close(ema[key], expected)
+    assert not torch.equal(ema["1.running_mean"], start["1.running_mean"])
+
+
+def test_learning_rates():
+    def rates(**fields):
+        config = RunConfig(lr=1.0, **fields)
+        return [round(learning_rate(config, done), 4) for done in (0.0, 0.25, 0.5, 0.8, 1.0)]
+
+    assert rates(schedule="constant") == [1, 1, 1, 1, 1]
+    assert rates(schedule="step") == [1, 1, 0.1, 0.01, 0.01]
+    assert rates(schedule="cosine") == [1, 0.8536, 0.5, 0.0955, 0]
+    assert rates(schedule="cyclic", cycles=2) == [1, 0.5, 1, 0.3455, 1]
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    run(SMALL, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="is the folder of another run"):
+        run(dataclasses.replace(SMALL, seed=1), tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path):
+    with pytest.raises(InputError, match="loss of epoch 0 is not finite; lower lr, now 1e[+]20"):
+        run(dataclasses.replace(SMALL, lr=1e20), tmp_path)
+
+
+def test_an_unknown_device_is_told(tmp_path):
+    with pytest.raises(InputError, match="device is 'toaster', which is not here"):
+        train(SMALL, tmp_path, device="toaster", progress=False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
+def test_a_damaged_checkpoint_is_told(tmp_path, damage):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"w": torch.arange(1000.0)}, {"epoch": 1})
+    tensors, about = load_tensors(path)
+    assert torch.equal(tensors["w"], torch.arange(1000.0))
+    assert about == {"epoch": 1}
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(
+        {"truncated": content[:-100], "flipped": bytes(content), "foreign": b"hello"}[damage]
+    )
+    with pytest.raises(InputError, match="state.safetensors cannot be read"):
+        load_tensors(path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_the_digits_too(tmp_path):
+    record = train(RunConfig(epochs=5, augment="crop"), tmp_path, device="cuda", progress=False)
+    assert record.accuracy[-1] > 0.9
+    assert record.provenance["device"] == torch.cuda.get_device_name()
