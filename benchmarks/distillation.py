@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fmnlib import RunConfig, fusion, runs
+from fmnlib import RunConfig, runs
+from fmnlib.search import knowledge_fusion
 from fmnlib.stats import mean_sem
 
 SEEDS = (0, 1, 2)
@@ -22,7 +23,7 @@ def main() -> None:
     configs = [RunConfig(noise="symmetric", noise_rate=0.4, seed=seed) for seed in SEEDS]
     jobs = []
     for config, record in zip(configs, runs.obtain(configs, fresh=True), strict=True):
-        found = fusion.knowledge_fusion(record.split(0)[0])
+        found = knowledge_fusion(record.split(0)[0])
         for temperature, soft_share, init in CHOICES:
             loss = {"temperature": temperature, "soft_share": soft_share}
             job = runs.student(config, "kf", found, **loss)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from fmnlib import RunRecord
-from fmnlib.fusion import Fusion, accuracy, exhaustive_fusion, knowledge_fusion
+from fmnlib.fusion import Fusion, accuracy
 from fmnlib.scores import forget_fraction
+from fmnlib.search import exhaustive_fusion, knowledge_fusion
 
 GRID = np.arange(0, 1.005, 0.01)
 TRIED = 4  # epochs that the plain grid is timed on

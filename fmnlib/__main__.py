@@ -10,8 +10,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fmnlib import __version__, scores
 from fmnlib.config import InputError, RunConfig
-from fmnlib.fusion import Fusion, accuracy, early_stopping, knowledge_fusion, single
+from fmnlib.fusion import Fusion, accuracy, early_stopping, single
 from fmnlib.record import RunRecord
+from fmnlib.search import knowledge_fusion
 
 __all__ = ["main"]
 

@@ -125,7 +125,7 @@ def gather(staging: Path) -> None:
                 if picture := output.get("data", {}).get("image/png"):
                     write_whole(staging / "results" / "figures" / name, base64.b64decode(picture))
     for file, content in (("summary", summary), ("provenance", origins)):
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        text = json.dumps(content, indent=1) + "\n"
         write_whole(staging / "results" / f"{file}.json", text.encode())
 
 
@@ -155,9 +155,13 @@ def headline(summary: Mapping[str, Summary]) -> str:
 
 def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
     """The README with its table, which stands between two marks, brought up to date."""
-    before, mark, rest = readme.partition("<!-- headline -->\n")
-    _, end, after = rest.partition("\n<!-- end -->")
-    return before + mark + headline(summary) + end + after
+    before, start, rest = readme.partition("<!-- headline -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (start and end):
+        raise InputError(
+            "README.md lacks its marks, <!-- headline --> and <!-- end -->; put them back"
+        )
+    return f"{before}{start}{headline(summary)}\n{end}{after}"
 
 
 def _clean(notebook: Any) -> str:

@@ -11,6 +11,7 @@ from fmnlib.config import RunConfig
 from fmnlib.fusion import Fusion, fuse
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
+from fmnlib.search import knowledge_fusion
 from fmnlib.stats import calibration_error, nll
 
 __all__ = ["compare", "independent_members", "one_run_fusions"]
@@ -82,13 +83,13 @@ def independent_members(config: RunConfig, members: int) -> list[RunConfig]:
 
 def one_run_fusions(val: RunRecord) -> dict[str, Fusion]:
     """The methods that need one run alone, chosen on its validation half."""
-    kf = ensembles.knowledge_fusion(val)
+    kf = knowledge_fusion(val)
     return {
         "single": ensembles.single(val),
         "early_stopping": ensembles.early_stopping(val),
         "horizontal": ensembles.horizontal(val, kf.networks),
         "fixed_jumps": ensembles.fixed_jumps(val, kf.networks),
-        "kf_one": ensembles.knowledge_fusion(val, max_picks=1),
+        "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
 

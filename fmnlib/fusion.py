@@ -8,33 +8,27 @@ Knowledge Fusion (Algorithm 1 of AAAI 2025) is the vector that its search return
 is a nested convex combination, so the final model weighs prod_i (1 - eps_i) and the window of
 pick i weighs eps_i * prod_{j > i} (1 - eps_j). Prediction is a weighted sum, whatever the method.
 
-What selects takes the validation half and refuses the test half. All arithmetic that decides is
-elementwise, so that a search ends with the same bits on every machine.
+What selects takes the validation half and refuses the test half.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 
 from fmnlib.config import InputError
 from fmnlib.record import RunRecord, write_whole
-from fmnlib.scores import forget_fraction
-from fmnlib.shares import best_share, share_intervals
 
 __all__ = [
     "Fusion",
     "accuracy",
     "around",
     "early_stopping",
-    "exhaustive_fusion",
     "fixed_jumps",
     "fuse",
     "horizontal",
-    "knowledge_fusion",
     "single",
     "uniform",
 ]
@@ -91,7 +85,7 @@ def fuse(record: RunRecord, fusion: Fusion) -> Probs:
     >>> fuse(record, uniform(record)).tolist()
     [[0.5, 0.5]]
     """
-    probs = _probs(record)
+    probs = kept_probs(record)
     if len(fusion.weights) != record.epochs:
         given = f"{len(fusion.weights)} weights for {record.epochs} epochs"
         raise InputError(f"{given}; a fusion belongs to the run that it was found on")
@@ -100,13 +94,13 @@ def fuse(record: RunRecord, fusion: Fusion) -> Probs:
         row = np.flatnonzero(record.kept == epoch)
         if not len(row):
             raise InputError(f"epoch {epoch} has weight but no probabilities; keep it in the run")
-        fused += fusion.weights[epoch] * _widen(probs[row[0]])
+        fused += fusion.weights[epoch] * to_float64(probs[row[0]])
     return fused
 
 
 def accuracy(record: RunRecord, fusion: Fusion) -> float:
     """Accuracy of a fusion on a record, from 0 to 1."""
-    return float(_right(fuse(record, fusion), record.labels).mean())
+    return float(right_samples(fuse(record, fusion), record.labels).mean())
 
 
 def single(record: RunRecord, epoch: int | None = None) -> Fusion:
@@ -116,7 +110,7 @@ def single(record: RunRecord, epoch: int | None = None) -> Fusion:
 
 def early_stopping(val: RunRecord) -> Fusion:
     """The network with the best validation accuracy, the earliest one at a tie."""
-    _refuse_test(val)
+    refuse_test(val)
     return _weigh(val, [int(val.accuracy[val.kept].argmax())])
 
 
@@ -141,7 +135,7 @@ def fixed_jumps(record: RunRecord, networks: int) -> Fusion:
 def around(record: RunRecord, epoch: int, window: int) -> Fusion:
     """An epoch and the kept ones on either side of it, equally weighted; clipped at the ends."""
     [row] = _rows(record, [epoch])
-    return _weigh(record, range(len(record.kept))[_clip(row, window, len(record.kept))])
+    return _weigh(record, range(len(record.kept))[clip_window(row, window, len(record.kept))])
 
 
 def uniform(record: RunRecord) -> Fusion:
@@ -149,126 +143,11 @@ def uniform(record: RunRecord) -> Fusion:
     return _weigh(record, range(len(record.kept)))
 
 
-def knowledge_fusion(
-    val: RunRecord,
-    *,
-    window: int = 1,
-    max_picks: int | None = None,
-    grid: Float[np.ndarray, " shares"] | None = None,
-) -> Fusion:
-    """Find what the final model forgot and mix it back in (Algorithm 1 of AAAI 2025).
-
-    Repeats: pick the epoch with the largest forget fraction against the predictor fused so far,
-    average the probabilities of its window, choose the share by validation accuracy, mix. Stops
-    when validation accuracy no longer rises.
-
-    Args:
-        val: The validation half of a run.
-        window: Kept epochs averaged on either side of a pick (clipped at the ends), w.
-        max_picks: 1 is the papers' "(i)"; None goes on to the end, "(inf)".
-        grid: Shares to try, such as the papers' `np.arange(0, 1.005, 0.01)`. Where not given,
-            the share is exact: the middle of the widest interval of best accuracy.
-
-    >>> import numpy as np
-    >>> probs = np.array([[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]])
-    >>> found = knowledge_fusion(RunRecord.from_arrays(probs, [0, 0]), window=0)
-    >>> found.picks, found.weights.tolist()
-    (((0, 0.875),), [0.875, 0.125])
-    """
-    if grid is not None and not (len(grid) and 0 <= grid.min() <= grid.max() <= 1):
-        raise InputError(f"the grid of shares is {grid}; give shares from 0 to 1")
-    probs = _probs(val)
-    correct = val.correct[val.kept]
-
-    def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
-        row = int(forget_fraction(correct, right).argmax())
-        candidate = _window_mean(probs, row, window)
-        if grid is not None:
-            accuracy = [_right(_mix(fused, candidate, s), val.labels).mean() for s in grid]
-            return row, float(grid[int(np.argmax(accuracy))]), candidate
-        return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
-
-    return _fuse_greedily(val, window, max_picks, propose)
-
-
-def exhaustive_fusion(val: RunRecord, *, window: int = 1, max_picks: int | None = None) -> Fusion:
-    """As `knowledge_fusion`, but each pick is the best of all epochs at their exact best shares.
-
-    It selects among many more candidates on the same samples, so it follows the noise of the
-    validation half more closely; compare the two on other samples.
-    """
-    probs = _probs(val)
-    samples, labels = np.arange(len(val.labels))[:, None], val.labels
-
-    def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
-        # Two rivals of each label, the mix's strongest and the class that the epoch predicts,
-        # bound the epoch's count from above; few epochs then need all classes.
-        rivals = fused.copy()
-        rivals[samples[:, 0], labels] = -1
-        strongest, bounds = rivals.argmax(axis=1), []
-        for row, predicted in enumerate(val.predicted[val.kept]):
-            few = samples, np.stack([labels, strongest, predicted], axis=1)
-            candidate = _window_mean(probs, row, window, few)
-            ends = share_intervals(fused[few], candidate, np.zeros_like(labels))
-            bounds.append(best_share(*ends)[1])
-        best = (-1, 0.0, 0, 0.0)
-        for row in np.argsort(bounds)[::-1].tolist():
-            if bounds[row] >= best[0]:
-                ends = share_intervals(fused, _window_mean(probs, row, window), labels)
-                share, count, width = best_share(*ends)
-                best = max(best, (count, width, -row, share))
-        return -best[2], best[3], _window_mean(probs, -best[2], window)
-
-    return _fuse_greedily(val, window, max_picks, propose)
-
-
-def _fuse_greedily(
-    val: RunRecord,
-    window: int,
-    max_picks: int | None,
-    propose: Callable[[Probs, Right], tuple[int, float, Probs]],
-) -> Fusion:
-    _refuse_test(val)
-    probs = _probs(val)
-    if not 0 <= 2 * window < len(probs):
-        most = (len(probs) - 1) // 2
-        raise InputError(f"window is {window} with {len(probs)} kept epochs; allow 0 to {most}")
-    if max_picks is not None and max_picks < 1:
-        raise InputError(f"max_picks is {max_picks}; allow 1 or more, or none for no limit")
-    weights = single(val).weights
-    fused = fuse(val, Fusion(weights))
-    right = _right(fused, val.labels)
-    picks: list[tuple[int, float]] = []
-    while max_picks is None or len(picks) < max_picks:
-        row, share, candidate = propose(fused, right)
-        mixed = _mix(fused, candidate, share)
-        now_right = _right(mixed, val.labels)
-        if now_right.sum() <= right.sum():
-            break
-        fused, right = mixed, now_right
-        chosen = val.kept[_clip(row, window, len(probs))]
-        weights = (1 - share) * weights
-        weights[chosen] += share / len(chosen)
-        picks.append((int(val.kept[row]), share))
-    return Fusion(weights, tuple(picks), window)
-
-
-def _clip(row: int, window: int, rows: int) -> slice:
+def clip_window(row: int, window: int, rows: int) -> slice:
     return slice(max(0, row - window), min(rows, row + window + 1))
 
 
-def _window_mean(
-    probs: np.ndarray, row: int, window: int, where: slice | tuple[np.ndarray, ...] = slice(None)
-) -> Probs:
-    members = probs[_clip(row, window, len(probs))]
-    total = _widen(members[0][where])
-    for member in members[1:]:
-        total += _widen(member[where])
-    total /= len(members)
-    return total
-
-
-def _widen(values: np.ndarray) -> np.ndarray:
+def to_float64(values: np.ndarray) -> np.ndarray:
     # A table turns float16 into float64 three times as fast as numpy, which is slow at numbers
     # near 0, and softmax makes many.
     if values.dtype == np.float16:
@@ -276,21 +155,17 @@ def _widen(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _mix(fused: Probs, candidate: Probs, share: float) -> Probs:
-    return (1 - share) * fused + share * candidate
-
-
-def _right(probs: Probs, labels: Int[np.ndarray, " samples"]) -> Right:
+def right_samples(probs: Probs, labels: Int[np.ndarray, " samples"]) -> Right:
     return probs.argmax(axis=1) == labels
 
 
-def _probs(record: RunRecord) -> np.ndarray:
+def kept_probs(record: RunRecord) -> np.ndarray:
     if record.probs is None:
         raise InputError("this record holds no probabilities; load the run's own folder")
     return record.probs
 
 
-def _refuse_test(record: RunRecord) -> None:
+def refuse_test(record: RunRecord) -> None:
     if record.half == "test":
         raise InputError("this is a test half, which selects nothing; give the validation half")
 

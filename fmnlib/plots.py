@@ -88,9 +88,9 @@ def accuracy_and_retained(
     _band(ax, epochs, retained, RED, "--", "… and still right at the end")
     ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
     widest = int((mean - kept).argmax())
-    middle = (mean[widest] + kept[widest]) / 2
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    ax.text(widest, middle, "forgotten", ha="center", va="center", bbox=box)
+    inside = (widest, (mean[widest] + kept[widest]) / 2)
+    beside = (0.25 * len(epochs), 0.92 * mean.max())
+    ax.annotate("forgotten, $F_e$", inside, beside, arrowprops={"arrowstyle": "->"})
     return _percent_by_epoch(ax, "share of samples")
 
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fmnlib import InputError, RunConfig, fusion, runs
+from fmnlib import InputError, RunConfig, runs
 from fmnlib.checkpoint import load_tensors
 from fmnlib.data import load
 from fmnlib.distill import _criterion, average, distill, load_network, members_of, student_config
 from fmnlib.fusion import Fusion
 from fmnlib.models import average_weights
+from fmnlib.search import knowledge_fusion
 from fmnlib.train import checkpoint_path, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=200, epochs=4)
@@ -50,7 +51,7 @@ def test_a_student_of_the_fusion_beats_its_run(tmp_path):
     long = dataclasses.replace(SMALL, epochs=30, train_samples=0, eval_samples=0)
     record = train(long, tmp_path / "long", device="cpu", progress=False)
     val, test = record.split(0)
-    found = fusion.knowledge_fusion(val)
+    found = knowledge_fusion(val)
     members = members_of(long, tmp_path / "long", found)
     config = student_config(long, "kf", members)
     student = distill(config, members, tmp_path / "student", device="cpu", progress=False)

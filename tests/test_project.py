@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fmnlib import InputError
 from fmnlib.book import headline, readme_with
 from fmnlib.plots import METHODS
 from fmnlib.publish import collect
@@ -26,7 +27,8 @@ OURS = {
     "noise": "config",
     "scores": "",
     "shares": "",
-    "fusion": "config record scores shares",
+    "fusion": "config record",
+    "search": "config fusion record scores shares",
     "stats": "config record",
     "plots": "",
     "publish": "record stats",
@@ -37,10 +39,10 @@ OURS = {
     "train": "checkpoint config data models record recorder",
     "distill": "checkpoint config data fusion models record recorder train",
     "runs": "config distill fusion record train",
-    "compare": "config fusion record runs stats",
+    "compare": "config fusion record runs search stats",
     "book": "config plots publish record runs stats",
 }
-NO_TORCH = "config record noise scores shares fusion stats plots publish".split()
+NO_TORCH = "config record noise scores shares fusion search stats plots publish".split()
 
 
 def imports(module):
@@ -166,6 +168,11 @@ def test_the_readme_shows_our_numbers():
     assert readme_with(SUMMARY, text) == text
     for method in ("single", "kf", "distilled_kf"):
         assert METHODS[method].name in headline(SUMMARY)
+    emptied = text.replace(headline(SUMMARY) + "\n", "")
+    assert emptied != text
+    assert readme_with(SUMMARY, emptied) == text
+    with pytest.raises(InputError, match="README.md lacks its marks"):
+        readme_with(SUMMARY, text.replace("<!-- end -->", ""))
 
 
 def test_committed_records_are_small():

@@ -5,6 +5,7 @@ import pytest
 
 from fmnlib import InputError, RunConfig, fusion, runs
 from fmnlib.compare import compare, independent_members
+from fmnlib.search import knowledge_fusion
 from fmnlib.train import train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, epochs=4)
@@ -74,7 +75,7 @@ def test_compare_scores_each_method_once_on_the_test_half():
     [record] = runs.obtain([SMALL])
     for split in (0, 1):
         val, test = record.split(split)
-        found = fusion.knowledge_fusion(val)
+        found = knowledge_fusion(val)
         assert kf[split].accuracy == fusion.accuracy(test, found)
         assert kf[split].networks == found.networks
     assert len(results) == 2 * len({r.method for r in results}) == 18
