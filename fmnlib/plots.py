@@ -90,7 +90,9 @@ def accuracy_and_retained(
     widest = int((mean - kept).argmax())
     inside = (widest, (mean[widest] + kept[widest]) / 2)
     beside = (0.25 * len(epochs), 0.92 * mean.max())
-    ax.annotate("forgotten, $F_e$", inside, beside, arrowprops={"arrowstyle": "->"})
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    arrow = {"arrowstyle": "->", "color": BLACK}
+    ax.annotate("forgotten, $F_e$", inside, beside, arrowprops=arrow, bbox=box)
     return _percent_by_epoch(ax, "share of samples")
 
 
@@ -175,6 +177,8 @@ def _band(
 
 def _percent_by_epoch(ax: Axes, ylabel: str) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
+    ax.autoscale()  # anew, since a second curve may be higher than the first
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel="epoch", ylabel=ylabel)
     ax.legend()
     return ax
