@@ -129,7 +129,12 @@ def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
     """What each method costs in a setting: networks a prediction, seconds of training, means."""
     frame = _frame(results)
     frame = frame[frame["setting"] == setting]
-    return frame.groupby("method", sort=False)[["networks", "train_seconds"]].mean().round(1)
+    return (
+        frame.groupby("method", sort=False)[["networks", "train_seconds"]]
+        .mean()
+        .round(1)
+        .rename_axis(None)
+    )
 
 
 def _frame(results: Iterable[Result]) -> pd.DataFrame:
