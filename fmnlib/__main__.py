@@ -156,7 +156,8 @@ def list_runs(*, as_json: Json = False) -> None:
         print(f"no runs in {runs.root()}; `fmn train` makes one")
     for row in [] if as_json else rows:
         accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
-        print(f"{row['run']:<60} {row['epochs']:>4} epochs  {row['state']:<10} {accuracy}")
+        epochs = f"{row['epochs']} epochs" if "epochs" in row else ""
+        print(f"{row['run']:<60} {epochs:>11}  {row['state']:<10} {accuracy}")
 
 
 @app.command
@@ -187,10 +188,13 @@ def download(dataset: str) -> None:
 def main() -> None:
     """Run the command; bad input ends in one line on standard error and exit code 2."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
         print("fmn:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, no permission
+        print(f"fmn: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)

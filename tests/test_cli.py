@@ -11,7 +11,7 @@ import pytest
 from fmnlib import RunRecord
 from fmnlib.__main__ import main
 
-QUICK = "--noise symmetric --noise-rate 0.4 --epochs 6 --train-samples 300".split()
+QUICK = "--noise symmetric --noise-rate 0.4 --epochs 25 --train-samples 500".split()
 
 
 @pytest.fixture
@@ -123,13 +123,16 @@ def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
     run = json.loads(fmn("train", *QUICK, "--json")[1])["run"]
     place = runs_root / run
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert "window is 3 with 6 kept epochs; allow 0 to 2" in told(fmn, "fuse", run, "--window", 3)
+    assert "window is 13 with 25 kept epochs; allow 0 to 12" in told(fmn, "fuse", run, "--window", 13)
     assert "max_picks is 0" in told(fmn, "fuse", run, "--max-picks", 0)
     assert "temperature is 0.0" in told(fmn, "distill", run, "--temperature", 0)
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert before == after
     (place / "record.npz").write_bytes(before[place / "record.npz"][:-50])
     assert "record.npz is damaged or is no record" in told(fmn, "score", run)
+    assert "damaged" in fmn("runs")[1]
+    (place / "config.json").write_text("{}}")
+    assert "config.json is no config" in told(fmn, "train", *QUICK)
 
 
 def test_it_is_installed_as_a_command_and_as_a_module():

@@ -176,6 +176,7 @@ def test_weights_are_algorithm_1_flattened(search):
 def test_identities(search, seed):
     record = make("fine", seed, epochs=8, samples=50)
     found = SEARCHES[search](record)
+    assert found.window == 1
     assert accuracy(record, found) > accuracy(record, single(record)) == record.accuracy[-1]
     for limit in range(1, len(found.picks) + 1):
         assert SEARCHES[search](record, max_picks=limit).picks == found.picks[:limit]
@@ -234,7 +235,7 @@ def test_fixed_ensembles():
     ]:
         assert fusion.weights.tolist() == weights
         assert fusion.networks == np.count_nonzero(weights)
-        assert fusion.picks == ()
+        assert (fusion.picks, fusion.window) == ((), 0)
 
 
 def test_early_stopping_takes_the_best_kept_epoch():
@@ -292,12 +293,12 @@ def test_what_selects_refuses_the_test_half(select):
 @pytest.mark.parametrize("search", SEARCHES.values())
 def test_searches_refuse(search):
     record = make("fine", seed=0)
-    for window in (-1, 4):
-        with pytest.raises(
-            InputError, match=f"window is {window} with 7 kept epochs; allow 0 to 3"
-        ):
-            search(record, window=window)
-    assert search(record, window=3).window == 3
+    for kept, window, most in [(7, -1, 3), (7, 4, 3), (6, 3, 2)]:
+        message = f"window is {window} with {kept} kept epochs; allow 0 to {most}"
+        some = record.keep(np.arange(7 - kept, 7))
+        with pytest.raises(InputError, match=message):
+            search(some, window=window)
+        assert search(some, window=most).window == most
     with pytest.raises(InputError, match="max_picks is 0; allow 1 or more"):
         search(record, max_picks=0)
     with pytest.raises(InputError, match="holds no probabilities"):
@@ -310,6 +311,8 @@ def test_searches_refuse(search):
 def test_grid_outside_0_to_1_is_refused(grid):
     with pytest.raises(InputError, match="give shares from 0 to 1"):
         knowledge_fusion(make("fine", seed=0), grid=np.array(grid))
+    found = knowledge_fusion(make("fine", seed=1, samples=50), grid=np.array([0.5]))
+    assert {share for _, share in found.picks} == {0.5}
 
 
 @pytest.mark.parametrize("networks", [0, 8])
