@@ -28,7 +28,9 @@ REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
 HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
-TRAINING = "checkpoint config data distill models noise record recorder train".split()
+TRAINING = (
+    "checkpoint config data distill features models noise plane record recorder theory train views"
+).split()
 
 
 def build(*, cached: bool = False, update: bool = False) -> Path:
@@ -93,7 +95,6 @@ def execute(notebook: Path, **parameters: object) -> None:
     if unknown := set(given) - set(known):
         has = ", ".join(known)
         raise InputError(f"{notebook.name} has no parameter {min(unknown)!r}; it has {has}")
-    print(f"running {notebook.name}", file=sys.stderr, flush=True)
     try:
         done = papermill.execute_notebook(
             notebook,
@@ -101,8 +102,9 @@ def execute(notebook: Path, **parameters: object) -> None:
             given,
             kernel_name="python3",
             cwd=notebook.parent,
-            progress_bar=False,
+            progress_bar={"desc": notebook.stem},
             record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # no word of unencrypted local ports
         )
     except papermill.PapermillExecutionError as error:
         last = str(error).strip().splitlines()[-1]

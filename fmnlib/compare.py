@@ -7,14 +7,14 @@ import numpy as np
 
 from fmnlib import fusion as ensembles
 from fmnlib import runs
-from fmnlib.config import RunConfig
+from fmnlib.config import InputError, RunConfig
 from fmnlib.fusion import Fusion, fuse
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
 from fmnlib.search import knowledge_fusion
-from fmnlib.stats import calibration_error, nll
+from fmnlib.stats import score
 
-__all__ = ["compare", "independent_members", "one_run_fusions"]
+__all__ = ["compare", "independent_members", "one_run_fusions", "score_halves", "seconds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,38 +97,76 @@ def one_run_fusions(val: RunRecord) -> dict[str, Fusion]:
 def _score(cell: _Cell, averaged: RunRecord, student: RunRecord) -> list[Result]:
     """Every method on the test half, with the networks and the training time that it takes."""
     test = cell.crowd[0].split(cell.split)[1]
-    once = _seconds(cell.crowd[0])
+    once = seconds(cell.crowd[0])
     made = {
         method: (fuse(test, fusion), fusion.networks, once)
         for method, fusion in cell.fusions.items()
     }
     finals = [fuse(half, ensembles.single(half)) for half in _test_halves(cell.crowd, cell.split)]
-    crowd_seconds = sum(map(_seconds, cell.crowd))
+    crowd_seconds = sum(map(seconds, cell.crowd))
     made["independent"] = (np.mean(finals, axis=0), len(finals), crowd_seconds)
     for method, record in (("averaged_kf", averaged), ("distilled_kf", student)):
         half = record.split(cell.split)[1]
         probs = fuse(half, ensembles.single(half))
-        made[method] = (probs, 1, once + _seconds(record))
+        made[method] = (probs, 1, once + seconds(record))
     return [
-        Result(
+        score(
+            probs,
+            test.labels,
             item=cell.item,
             setting=cell.config.setting,
             method=method,
             seed=cell.config.seed,
             split_seed=cell.split,
-            accuracy=float((probs.argmax(axis=1) == test.labels).mean()),
-            nll=nll(probs, test.labels),
-            ece=calibration_error(probs, test.labels),
             networks=networks,
-            train_seconds=round(seconds, 2),
+            train_seconds=round(cost, 2),
         )
-        for method, (probs, networks, seconds) in made.items()
+        for method, (probs, networks, cost) in made.items()
     ]
+
+
+def score_halves(
+    record: RunRecord,
+    weights: Fusion,
+    splits: Sequence[int],
+    *,
+    item: str,
+    method: str,
+    cost: float,
+) -> list[Result]:
+    """Score weights that were fixed beforehand on the test half of each split.
+
+    Args:
+        record: The run, whose config names setting and seed.
+        weights: Weights over its epochs.
+        splits: Seeds of the splits.
+        item: Name of the experiment.
+        method: Name of the method.
+        cost: Seconds of all training that the method needs.
+    """
+    if record.config is None:
+        raise InputError("this record has no config; give the record of a trained run")
+    halves = {split: record.split(split)[1] for split in splits}
+    return [
+        score(
+            fuse(half, weights),
+            half.labels,
+            item=item,
+            setting=record.config.setting,
+            method=method,
+            seed=record.config.seed,
+            split_seed=split,
+            networks=weights.networks,
+            train_seconds=round(cost, 2),
+        )
+        for split, half in halves.items()
+    ]
+
+
+def seconds(record: RunRecord) -> float:
+    """How long it took to make a record."""
+    return float(record.provenance["seconds"])
 
 
 def _test_halves(records: Sequence[RunRecord], split: int) -> list[RunRecord]:
     return [record.split(split)[1] for record in records]
-
-
-def _seconds(record: RunRecord) -> float:
-    return float(record.provenance["seconds"])

@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-__all__ = ["PROFILES", "InputError", "RunConfig"]
+__all__ = ["PROFILES", "TAIL", "InputError", "RunConfig"]
 
 
 class InputError(ValueError):
@@ -24,7 +26,11 @@ class RunConfig:
     `RunRecord.split`, and changes no network. A student's split is named by its `teacher`.
 
     Attributes:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:PATH.
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, wave (points in the plane), or
+            folder:PATH.
+        classes: all, or the first or the second half of them alone, for transfer learning.
+        evaluate: Record predictions for the test data, or for the training images that
+            `train_samples` leaves out, with the labels that they would be trained on.
         train_samples: Train on this many images, drawn with `noise_seed`; 0 takes all.
         eval_samples: Record this many evaluation images; 0 takes all.
         image_size: Side, in pixels, to which the images of a folder are resized.
@@ -36,13 +42,16 @@ class RunConfig:
         lr: Peak learning rate.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
-        schedule: Learning rate over time. Step divides by 10 at 1/2 and 3/4 of the run.
-        cycles: Number of cosine cycles of the cyclic schedule.
+        schedule: Learning rate over time. Step divides by 10 at 1/2 and 3/4 of the run. The two
+            tails halve the rate along a cosine until `TAIL` of the run is done; then it stays
+            constant, or falls to 0 in cycles.
+        cycles: Number of cosine cycles of the cyclic schedules.
         augment: crop shifts by up to an eighth of the side, crop_flip mirrors as well.
         noise: none, symmetric, asymmetric, human (CIFAR-100N), or matrix:FILE.csv.
         noise_rate: Share of the training labels that are flipped (symmetric, asymmetric).
         ema: Decay of the exponential moving average of weights that is recorded; 0 is off.
-        keep_every: Keep probabilities and checkpoint of every k-th epoch, and of the last one.
+        keep_every: Keep probabilities and checkpoint of every k-th epoch, and of the last one;
+            of a schedule with a tail, in the tail alone.
         teacher: Name of the ensemble that a student learns from; empty for a plain run.
         temperature: Softens the teacher and the student in the soft-target loss.
         soft_share: Weight of the soft-target loss; the labels' loss has the rest.
@@ -52,6 +61,8 @@ class RunConfig:
     """
 
     dataset: str = "digits"
+    classes: Literal["all", "first_half", "second_half"] = "all"
+    evaluate: Literal["test", "heldout"] = "test"
     train_samples: int = 0
     eval_samples: int = 0
     image_size: int = 32
@@ -63,7 +74,9 @@ class RunConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "step", "constant", "cyclic"] = "cosine"
+    schedule: Literal["cosine", "step", "constant", "cyclic", "constant_tail", "cyclic_tail"] = (
+        "cosine"
+    )
     cycles: int = 5
     augment: Literal["none", "crop", "crop_flip"] = "none"
     noise: str = "none"
@@ -111,6 +124,11 @@ class RunConfig:
             raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
 
     @property
+    def tail_epoch(self) -> int:
+        """The first epoch that lies in the tail of the schedule; 0 for a schedule without one."""
+        return math.ceil(TAIL * self.epochs) if self.schedule.endswith("tail") else 0
+
+    @property
     def setting(self) -> str:
         """The noise in short: clean, sym40, asym20, human or matrix."""
         kind, rate = self.noise.partition(":")[0], round(100 * self.noise_rate)
@@ -143,6 +161,18 @@ class RunConfig:
         return cls.from_dict(PROFILES[profile] | changes)
 
     @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """Read a config from the JSON file that a run's folder holds.
+
+        Raises:
+            InputError: If the file is damaged or of another version.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no config ({error}); move its folder away") from error
+
+    @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "RunConfig":
         """Build a config from a mapping; an unknown key is an error that names the nearest one."""
         known = [field.name for field in dataclasses.fields(cls)]
@@ -172,6 +202,9 @@ _RANGES = [
     ("seed", 0, 2**31),
     ("noise_seed", 0, 2**31),
 ]
+
+TAIL = 0.75
+"""Where the tail of a schedule begins, as a share of the run."""
 
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},

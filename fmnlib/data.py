@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmnlib import noise
+from fmnlib import noise, plane
 from fmnlib.config import InputError, RunConfig
 
 __all__ = ["DataSet", "confused_with", "data_root", "download", "load"]
@@ -117,8 +117,16 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
     images, labels, eval_images, eval_labels = _read(config)
     classes = int(labels.max()) + 1
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
+    if config.evaluate == "heldout":  # their labels are noisy too: noise is drawn over all
+        noisy, flipped = _add_noise(config, labels, np.arange(len(labels)), classes)
+        rest = np.setdiff1d(np.arange(len(labels)), chosen)
+        if not len(rest):
+            raise InputError("no training image is held out; set train_samples to fewer than all")
+        eval_images, eval_labels = images[rest], noisy[rest]
+        noisy, flipped = noisy[chosen], flipped[chosen]
+    else:
+        noisy, flipped = _add_noise(config, labels, chosen, classes)
     eval_chosen = _subset(len(eval_labels), config.eval_samples, config.noise_seed)
-    noisy, flipped = _add_noise(config, labels, chosen, classes)
     images, eval_images = images[chosen], eval_images[eval_chosen]
     mean, std = _pixel_statistics(images)
 
@@ -162,7 +170,8 @@ def _add_noise(
     if kind == "symmetric":
         return noise.symmetric(labels, classes, rate, seed)
     if kind == "asymmetric":
-        return noise.asymmetric(labels, confused_with(config.dataset, classes), rate, seed)
+        whole = config.dataset if config.classes == "all" else ""
+        return noise.asymmetric(labels, confused_with(whole, classes), rate, seed)
     if kind == "matrix":
         return noise.transition(labels, _read_matrix(Path(file)), seed)
     if kind == "human":
@@ -203,11 +212,26 @@ def _subset(available: int, wanted: int, seed: int) -> np.ndarray:
 
 
 def _read(config: RunConfig) -> Arrays:
+    if config.classes != "all":
+        return _half(_read(dataclasses.replace(config, classes="all")), config.classes)
     if config.dataset == "digits":
         return _digits()
+    if config.dataset == "wave":
+        return plane.wave()
     if config.dataset.startswith("folder:"):
         return _folder(Path(config.dataset.removeprefix("folder:")), config.image_size)
     return _from_torchvision(config.dataset)
+
+
+def _half(whole: Arrays, half: str) -> Arrays:
+    """The samples of half of the classes, which are counted from 0 again."""
+    images, labels, eval_images, eval_labels = whole
+    middle = (int(labels.max()) + 1) // 2
+    first = 0 if half == "first_half" else middle
+    last = middle if half == "first_half" else int(labels.max()) + 1
+    wanted, eval_wanted = ((first <= y) & (y < last) for y in (labels, eval_labels))
+    parts = images[wanted], labels[wanted] - first
+    return *parts, eval_images[eval_wanted], eval_labels[eval_wanted] - first
 
 
 def _digits() -> Arrays:
@@ -222,7 +246,7 @@ def _digits() -> Arrays:
 
 def _torchvision(dataset: str) -> tuple[str, str]:
     if dataset not in _TORCHVISION:
-        known = ", ".join(["digits", *_TORCHVISION, "folder:PATH"])
+        known = ", ".join(["digits", *_TORCHVISION, "wave", "folder:PATH"])
         raise InputError(f"dataset is {dataset!r}; known are {known}")
     return _TORCHVISION[dataset]
 

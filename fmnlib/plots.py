@@ -17,6 +17,8 @@ __all__ = [
     "METHODS",
     "Look",
     "accuracy_and_retained",
+    "against_networks",
+    "dots",
     "forget_curve",
     "loss_balance",
     "mark_epochs",
@@ -56,13 +58,26 @@ LINES: list[tuple[str, LineStyle]] = [
 METHODS = {
     "single": Look("Final network", BLACK, "o"),
     "early_stopping": Look("Early stopping", GREY, "s"),
+    "horizontal_one": Look("Horizontal (i)", PINK, "p"),
+    "fixed_jumps_one": Look("Fixed jumps (i)", PINK, "h"),
     "horizontal": Look("Horizontal", PINK, "<"),
     "fixed_jumps": Look("Fixed jumps", PINK, ">"),
+    "snapshot": Look("Snapshot", GREEN, "X"),
+    "fge": Look("FGE", GREEN, "d"),
+    "swa": Look("SWA", GREY, "X"),
+    "ema": Look("EMA", GREY, "d"),
     "kf_one": Look("KF (i)", BLUE, "^"),
     "kf": Look("KF (∞)", BLUE, "D"),
     "averaged_kf": Look("Averaged KF", GREY, "v"),
     "independent": Look("Independent ×3", GREEN, "P"),
+    "student_single": Look("Distilled single", RED, "o"),
+    "student_independent": Look("Distilled ×3", RED, "P"),
     "distilled_kf": Look("Distilled KF", RED, "*"),
+    "uniform": Look("Uniform", GREEN, "o"),
+    "kf_grid": Look("KF (∞), grid of 0.01", BLUE, "s"),
+    "exhaustive": Look("KF, all epochs tried", RED, "D"),
+    "greedy": Look("Greedy selection", GREEN, "D"),
+    "likelihood": Look("Maximum likelihood", RED, "s"),
 }
 """The methods in the order in which tables and figures show them."""
 
@@ -160,6 +175,33 @@ def methods(
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.4)
     ax.set_xlabel("test accuracy (%)")
+    return ax
+
+
+def against_networks(
+    ax: Axes, summary: Mapping[str, Mapping[str, float]], networks: Mapping[str, float]
+) -> Axes:
+    """Accuracy against the number of networks that a prediction takes; equal ones side by side."""
+    names = [m for m in METHODS if m in summary]
+    for method in names:
+        look, numbers = METHODS[method], summary[method]
+        equal = [m for m in names if networks[m] == networks[method]]
+        beside = 0.12 * (equal.index(method) - (len(equal) - 1) / 2)
+        ax.errorbar(networks[method] + beside, numbers["mean"], yerr=numbers["sem"], ls="", ms=9,
+                    color=look.color, marker=look.marker, capsize=3, label=look.name)  # fmt: skip
+    ax.set(xlabel="networks evaluated for one prediction", ylabel="test accuracy (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def dots(ax: Axes, rows: Mapping[str, Mapping[str, float]], xlabel: str) -> Axes:
+    """A dot with its standard error for each named row."""
+    for row, numbers in enumerate(rows.values()):
+        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=BLUE, marker="D", capsize=3)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.4)
+    ax.set_xlabel(xlabel)
     return ax
 
 

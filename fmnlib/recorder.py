@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self, config: RunConfig, folder: Path, data: DataSet) -> None:
         epochs, samples = config.epochs, len(data.eval_labels)
         every = np.arange(config.keep_every - 1, epochs, config.keep_every)
+        every = every[every >= config.tail_epoch]
         self.config, self.folder, self.data = config, folder, data
         self.kept = np.union1d(every, [epochs - 1])
         self.predicted = np.zeros((epochs, samples), np.int32)

@@ -1,10 +1,9 @@
 """Find a run by its config, or train it; independent runs side by side."""
 
 import dataclasses
-import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -13,11 +12,25 @@ from tqdm.auto import tqdm
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.distill import Member, average, distill, members_of, student_config
+from fmnlib.features import predict_truncated
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
 from fmnlib.train import pick_device, train
+from fmnlib.views import predict_views
 
-__all__ = ["Job", "averaged", "find", "folder", "listing", "obtain", "root", "student"]
+__all__ = [
+    "Job",
+    "averaged",
+    "find",
+    "folder",
+    "listing",
+    "obtain",
+    "root",
+    "student",
+    "transferred",
+    "truncated",
+    "viewed",
+]
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 """Records of the quick profile that come with the repository."""
@@ -25,11 +38,17 @@ REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One network to make: trained, distilled from its members, or averaged from their weights."""
+    """One record to make: trained, or made from the checkpoints of other runs.
+
+    Attributes:
+        config: Names the record.
+        members: Checkpoints to make it from; none where it is trained.
+        make: How: `distill`, or a function of its kind that takes no progress bar.
+    """
 
     config: RunConfig
     members: tuple[Member, ...] = ()
-    averaged: bool = False
+    make: Callable[..., RunRecord] = distill
 
 
 def root() -> Path:
@@ -76,7 +95,29 @@ def student(
 def averaged(config: RunConfig, name: str, fusion: Fusion) -> Job:
     """The job of averaging the weights of a fusion's checkpoints ("Averaged KF")."""
     members = members_of(config, folder(config), fusion)
-    return Job(student_config(config, f"averaged_{name}", members), tuple(members), averaged=True)
+    return Job(student_config(config, f"averaged_{name}", members), tuple(members), average)
+
+
+def viewed(config: RunConfig, name: str, fusion: Fusion) -> Job:
+    """The job of scoring a fusion on several views of each image (test-time augmentation)."""
+    members = members_of(config, folder(config), fusion)
+    return Job(student_config(config, f"views_{name}", members), tuple(members), predict_views)
+
+
+def truncated(config: RunConfig) -> Job:
+    """The job of truncated linear models on what a run's final network has learned to see.
+
+    The record has an "epoch" for each component (see `fmnlib.features.predict_truncated`).
+    """
+    last = Member(config, folder(config), config.epochs - 1, weight=1.0)
+    return Job(student_config(config, "truncated", [last]), (last,), predict_truncated)
+
+
+def transferred(config: RunConfig, source: RunConfig) -> Job:
+    """The job of a run that starts from the final weights of another, such as of other classes."""
+    final = Member(source, folder(source), source.epochs - 1, 1.0)
+    named = student_config(config, "transfer", [final], soft_share=0.0)
+    return Job(dataclasses.replace(named, init="teacher", keep_every=config.keep_every), (final,))
 
 
 def obtain(
@@ -110,13 +151,14 @@ def listing() -> list[dict[str, str | int | float]]:
     """The runs there are: id, epochs done, epochs in all, final accuracy, seconds."""
     rows: list[dict[str, str | int | float]] = []
     for path in sorted(root().glob("*/config.json")):
-        config = RunConfig.from_dict(json.loads(path.read_text()))
-        row: dict[str, str | int | float] = {"run": path.parent.name, "epochs": config.epochs}
-        if (path.parent / "record.npz").exists():
-            record = RunRecord.load(path.parent)
-            row |= {"state": "complete", "accuracy": round(float(record.accuracy[-1]), 4)}
-        else:
-            row |= {"state": "unfinished"}
+        row: dict[str, str | int | float] = {"run": path.parent.name, "state": "unfinished"}
+        try:
+            row["epochs"] = RunConfig.load(path).epochs
+            if (path.parent / "record.npz").exists():
+                accuracy = RunRecord.load(path.parent).accuracy[-1]
+                row |= {"state": "complete", "accuracy": round(float(accuracy), 4)}
+        except InputError:
+            row["state"] = "damaged"  # the others are listed all the same
         rows.append(row)
     return rows
 
@@ -151,9 +193,9 @@ def _make(jobs: Sequence[Job], device: str, workers: int | None, progress: bool)
 
 def _make_one(job: Job, device: str, progress: bool) -> None:
     place = folder(job.config)
-    if job.averaged:
-        average(job.config, job.members, place, device=device)
-    elif job.members:
+    if not job.members:
+        train(job.config, place, device=device, progress=progress)
+    elif job.make is distill:
         distill(job.config, job.members, place, device=device, progress=progress)
     else:
-        train(job.config, place, device=device, progress=progress)
+        job.make(job.config, job.members, place, device=device)

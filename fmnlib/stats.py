@@ -5,6 +5,7 @@ the halves of one run are not independent. Standard errors and intervals are ove
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ __all__ = [
     "nll",
     "paired_difference",
     "percent",
+    "score",
     "summarize",
     "table",
 ]
@@ -65,6 +67,30 @@ def calibration_error(
     gap = (probs.argmax(axis=1) == labels) - confidence
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     return float(np.abs(np.bincount(bin_of, gap, minlength=bins)).sum() / len(labels))
+
+
+def score(
+    probs: Float[np.ndarray, "samples classes"], labels: Int[np.ndarray, " samples"], **about: Any
+) -> Result:
+    """Accuracy, likelihood and calibration of some predictions, as a result.
+
+    Args:
+        probs: Class probabilities.
+        labels: True classes.
+        about: The other fields of `Result`: item, setting, method, seeds, networks, seconds.
+
+    >>> about = {"item": "x", "setting": "clean", "method": "kf", "seed": 0, "split_seed": 0}
+    >>> probs, labels = np.array([[0.75, 0.25]]), np.array([1])
+    >>> result = score(probs, labels, **about, networks=1, train_seconds=2.5)
+    >>> result.accuracy, result.ece, round(result.nll, 4)
+    (0.0, 0.75, 1.3863)
+    """
+    return Result(
+        accuracy=float((probs.argmax(axis=1) == labels).mean()),
+        nll=nll(probs, labels),
+        ece=calibration_error(probs, labels),
+        **about,
+    )
 
 
 def summarize(results: Iterable[Result]) -> Summary:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from fmnlib import data as datasets
 from fmnlib.checkpoint import load_tensors, save_tensors
-from fmnlib.config import InputError, RunConfig
+from fmnlib.config import TAIL, InputError, RunConfig
 from fmnlib.data import DataSet
 from fmnlib.models import build
 from fmnlib.record import RunRecord, write_whole
@@ -122,9 +122,18 @@ def learning_rate(config: RunConfig, done: float) -> float:
         return config.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
     if config.schedule == "constant":
         return config.lr
+    high, low = config.lr, 0.0
     if config.schedule == "cyclic":
         done = done * config.cycles % 1
-    return config.lr * (1 + math.cos(math.pi * done)) / 2
+    elif config.schedule.endswith("tail"):
+        middle, tail = config.lr / 2, (done - TAIL) / (1 - TAIL)
+        if tail < 0:
+            low, done = middle, done / TAIL
+        elif config.schedule == "constant_tail":
+            return middle
+        else:
+            high, done = middle, tail * config.cycles % 1
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
 
 
 def pick_device(device: str) -> torch.device:
@@ -233,10 +242,10 @@ def _start(config: RunConfig, data: DataSet, initial: Mapping[str, Tensor] | Non
 
 def claim(folder: Path, config: RunConfig) -> None:
     """Make the folder the run's own, or refuse to touch another run's."""
-    file, fields = folder / "config.json", dataclasses.asdict(config)
+    file = folder / "config.json"
     if not file.exists():
-        write_whole(file, json.dumps(fields, indent=1).encode())
-    elif json.loads(file.read_text()) != fields:
+        write_whole(file, json.dumps(dataclasses.asdict(config), indent=1).encode())
+    elif RunConfig.load(file) != config:
         raise InputError(f"{folder} is the folder of another run; choose another folder")
 
 

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?"
+)
 FRACTION = 1e-3
 
 
@@ -20,8 +22,14 @@ class Approximate(str):
     def __eq__(self, other: object) -> bool:
         mine, theirs = str(self), str(other)
         return _words(mine) == _words(theirs) and all(
-            a == b or ("." in a and math.isclose(float(a), float(b), rel_tol=FRACTION))
-            for a, b in zip(NUMBER.findall(mine), NUMBER.findall(theirs), strict=True)
+            a == b
+            or (
+                "." in a
+                and math.isclose(float(a), float(b), rel_tol=FRACTION)
+            )
+            for a, b in zip(
+                NUMBER.findall(mine), NUMBER.findall(theirs), strict=True
+            )
         )
 
     def __ne__(self, other: object) -> bool:
@@ -40,4 +48,6 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if type(item).__name__ == "IPyNbCell":
         plain = item.sanitize
-        item.sanitize = lambda text: Approximate(plain(text)) if isinstance(text, str) else text
+        item.sanitize = lambda text: (
+            Approximate(plain(text)) if isinstance(text, str) else text
+        )

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from fmnlib import InputError, book
@@ -39,7 +40,7 @@ def test_the_staging_copy_leaves_records_out_and_is_made_anew(tmp_path):
 
 def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
     origin = {"commit": "abc", "changed": False, "device": "CPU", "torch": "2.15", "seconds": 1.5}
-    record = RunRecord.from_arrays([[[0.5, 0.5]]], [0])
+    record = RunRecord.from_arrays(np.array([[[0.5, 0.5]]]), [0])
     record = type(record)(**{**vars(record), "provenance": origin})
     shown = []
     monkeypatch.setattr(

@@ -123,7 +123,9 @@ def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
     run = json.loads(fmn("train", *QUICK, "--json")[1])["run"]
     place = runs_root / run
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert "window is 13 with 25 kept epochs; allow 0 to 12" in told(fmn, "fuse", run, "--window", 13)
+    assert "window is 13 with 25 kept epochs; allow 0 to 12" in told(
+        fmn, "fuse", run, "--window", 13
+    )
     assert "max_picks is 0" in told(fmn, "fuse", run, "--max-picks", 0)
     assert "temperature is 0.0" in told(fmn, "distill", run, "--temperature", 0)
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

@@ -15,11 +15,50 @@ ROOT = Path(__file__).parent.parent
 FEW = {"epochs": 6, "train_samples": 200}
 SMALL = {
     "00_quickstart": {},
+    "01_local_overfitting": {"seeds": [0, 1]},
     "02_double_descent": {"seeds": [0, 1]},
+    "03_forget_fraction": {"widths": [0.5], "amounts": [100], "recipes": {}, "seeds": [0]},
+    "04_linear_theory": {
+        "settings": [["symmetric", 0.4]],
+        "seeds": [0, 1],
+        "starts": 3,
+        "rounds": 50,
+    },
+    "05_clean_data": {"few": 100, "seeds": [0, 1], "splits": [0]},
     "06_label_noise": {
         "settings": [["symmetric", 0.4]],
         "seeds": [0, 1],
         "splits": [0],
+    },
+    "07_training_methods": {
+        "changes": FEW | {"epochs": 8},  # a tail is a quarter of them
+        "settings": [["symmetric", 0.4]],
+        "networks": 2,
+        "seeds": [0, 1],
+        "splits": [0],
+    },
+    "08_distillation": {
+        "settings": [["symmetric", 0.4]],
+        "losses": [{}, {"temperature": 1}],
+        "seeds": [0, 1],
+        "splits": [0],
+    },
+    "09_ablations": {
+        "settings": [["symmetric", 0.4]],
+        "shown": 0,
+        "windows": [0, 1],
+        "kept": [0.4, 1.0],
+        "val_sizes": [20],
+        "train_on": 160,
+        "held_out": 40,
+        "seeds": [0],
+        "splits": [0],
+    },
+    "10_beyond": {
+        "settings": [["symmetric", 0.4], ["asymmetric", 0.4]],
+        "seeds": [0, 1],
+        "splits": [0],
+        "greedy_size": 5,
     },
 }
 
@@ -31,7 +70,7 @@ def test_every_notebook_is_tried():
 @pytest.mark.parametrize("name", SMALL)
 def test_notebooks_train_afresh(name, tmp_path, runs_root):
     copy = Path(shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path))
-    execute(copy, fresh=True, changes=FEW, **SMALL[name])
+    execute(copy, fresh=True, **{"changes": FEW, **SMALL[name]})
     cells = json.loads(copy.read_text())["cells"]
     [injected] = [c for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
     assert "hide-input" in injected["metadata"]["tags"]

@@ -26,23 +26,37 @@ OURS = {
     "record": "config",
     "noise": "config",
     "scores": "",
+    "theory": "config",
+    "overlap": "scores",
+    "plane": "",
     "shares": "",
     "fusion": "config record",
     "search": "config fusion record scores shares",
+    "selection": "config fusion record",
     "stats": "config record",
+    "ablation": "config fusion noise record scores shares stats",
     "plots": "",
+    "plots_ablation": "plots",
+    "plots_theory": "plots",
     "publish": "record stats",
     "models": "config",
-    "data": "config noise",
+    "data": "config noise plane",
     "checkpoint": "config record",
     "recorder": "config data record",
     "train": "checkpoint config data models record recorder",
     "distill": "checkpoint config data fusion models record recorder train",
-    "runs": "config distill fusion record train",
+    "views": "config data distill record recorder train",
+    "features": "config data distill record recorder theory train",
+    "runs": "config distill features fusion record train views",
     "compare": "config fusion record runs search stats",
+    "protocols": "compare config fusion record runs",
+    "students": "compare config distill fusion record runs search",
     "book": "config plots publish record runs stats",
 }
-NO_TORCH = "config record noise scores shares fusion search stats plots publish".split()
+NO_TORCH = (
+    "config record noise scores theory overlap plane shares fusion search selection stats "
+    "ablation plots publish"
+).split()
 
 
 def imports(module):
@@ -147,6 +161,15 @@ def test_notebooks_are_thin_and_readable(path):
                 assert about["figure"]["caption"], cell["id"]
         else:
             assert not re.search(r"\{(cite|numref|ref|glue|result)\b", source), cell["id"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_sees_every_parameter(path):
+    cells = json.loads(path.read_text())["cells"]
+    [cell] = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = [target for node in ast.parse("".join(cell["source"])).body for target in node.targets]
+    assert all(isinstance(name, ast.Name) for name in names)
+    assert {"profile", "changes", "fresh"} <= {name.id for name in names}
 
 
 def test_every_notebook_is_in_the_book():

@@ -1,0 +1,71 @@
+"""{dashboard}: every item of both papers, the notebook that recomputes it, and how it compares.
+
+Its rows are results/published/items.csv; a gain is read from summary.json (ours) and from the
+tables of published numbers (theirs), none is typed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from results import read
+
+HEADS = ("item", "what it shows", "notebook", "ours", "theirs", "status")
+
+
+class Dashboard(SphinxDirective):
+    """A table of the items; nothing to set."""
+
+    def run(self) -> list[nodes.Node]:
+        box = nodes.container(classes=["dashboard"])
+        try:
+            rows = [self.row(item) for item in read(self.env, "published/items.csv")]
+        except (OSError, LookupError, ValueError) as error:
+            raise self.error(f"results/published/items.csv cannot be shown ({error!r})") from error
+        lines = [":::{list-table} Each item of both papers. Gains are in percentage points."]
+        lines += [":name: tab-dashboard", ":header-rows: 1", ":widths: 17 30 18 10 10 15", ""]
+        for row in (HEADS, *rows):
+            lines += [f"{'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
+        self.state.nested_parse(StringList([*lines, ":::"], ""), self.content_offset, box)
+        return [box]
+
+    def row(self, item: dict[str, str]) -> tuple[str, ...]:
+        ours, theirs = self.ours(item["ours"]), self.theirs(item["theirs"])
+        page = Path(self.env.srcdir, "notebooks", f"{item['notebook']}.ipynb")
+        link, status = "", "not measured"
+        if item["notebook"] and page.exists():
+            repository = self.config.html_theme_options["repository_url"].split("github.com/")[1]
+            colab = f"https://colab.research.google.com/github/{repository}/blob/main"
+            colab += f"/notebooks/{page.name}"
+            link = f"[{page.stem}](/notebooks/{page.name}) ([Colab]({colab}))"
+            status = "quick profile"
+        if ours is not None and theirs is not None:
+            status += ", same direction" if ours * theirs > 0 else ", **other direction**"
+        shown = [
+            "" if gain is None else f"{gain:+.1f}".replace("-", "−") for gain in (ours, theirs)
+        ]
+        return f"{item['paper']}, {item['item']}", item["shows"], link, *shown, status
+
+    def ours(self, key: str) -> float | None:
+        if not key:
+            return None
+        item, setting, method, baseline = key.split(".")
+        methods = read(self.env, "summary.json")[item][setting]
+        return methods[method]["mean"] - methods[baseline]["mean"]
+
+    def theirs(self, key: str) -> float | None:
+        if not key:
+            return None
+        table, column, *methods = key.split(".")
+        rows = {row["method"]: row for row in read(self.env, f"published/{table}.csv")}
+        first, *rest = (float(rows[method][column].split()[0]) for method in methods)
+        return first - sum(rest)  # a table of gains names no second method
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("dashboard", Dashboard)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,59 @@
+"""fmnlib.features: the last layer, given the features, says what the network says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fmnlib import InputError, RunConfig, runs
+from fmnlib.data import load
+from fmnlib.distill import Member, load_network
+from fmnlib.features import learned_features, pixels, predict_truncated
+from fmnlib.theory import truncated_predictions
+from fmnlib.train import build_model, predict
+
+SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=100, epochs=2)
+
+
+@pytest.mark.parametrize("model", ["convnet", "mlp", "resnet8"])
+def test_the_last_layer_of_the_features_is_the_network(model):
+    config = dataclasses.replace(SMALL, model=model)
+    data = load(config)
+    net = build_model(config, data)
+    features = learned_features(net, data, data.eval_images)
+    last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    again = features @ last.weight.detach().double().numpy().T + last.bias.detach().numpy()
+    said = predict(net, data, data.eval_images).numpy()
+    np.testing.assert_allclose(again, said, atol=1e-4)
+    assert not last._forward_pre_hooks
+
+
+def test_pixels_are_the_images():
+    images = load(SMALL).eval_images
+    flat = pixels(images)
+    assert flat.shape == (100, 64)
+    assert (flat[3].reshape(8, 8) * 255).round().astype(int).tolist() == images[3, 0].tolist()
+
+
+def test_the_record_of_a_networks_features(runs_root):
+    job = runs.truncated(SMALL)
+    [record] = runs.obtain([job], device="cpu", progress=False)
+    assert runs.folder(SMALL).joinpath("record.npz").exists()  # its network was trained first
+    data = load(SMALL)
+    net = load_network(Member(SMALL, runs.folder(SMALL), 1, 1.0), data)
+    train, evaluated = (learned_features(net, data, x) for x in (data.images, data.eval_images))
+    expected = truncated_predictions(train, data.labels.numpy(), evaluated, 10)
+    np.testing.assert_array_equal(record.predicted, expected)
+    np.testing.assert_array_equal(record.labels, data.eval_labels)
+    assert record.probs is None
+    assert record.config == job.config
+    assert record.epochs <= 129
+    [again] = runs.obtain([job], device="cpu", progress=False)
+    np.testing.assert_array_equal(again.predicted, expected)
+
+
+def test_features_of_two_networks_are_refused(tmp_path):
+    members = [Member(SMALL, tmp_path, epoch, 0.5) for epoch in (0, 1)]
+    with pytest.raises(InputError, match="features are of one network, not of 2"):
+        predict_truncated(SMALL, members, tmp_path / "linear", device="cpu")

@@ -1,0 +1,40 @@
+"""fmnlib.plane: the rule, the lattice, and its way through the rest of the library."""
+
+import math
+
+import numpy as np
+import torch
+
+from fmnlib import RunConfig
+from fmnlib.data import load
+from fmnlib.plane import SIDE, as_map, wave
+from fmnlib.train import train
+
+
+def test_classes_follow_the_wave():
+    images, labels, lattice, classes = wave(300, seed=4)
+    for points, answers in ((images, labels), (lattice, classes)):
+        for (x, y), answer in zip(points[:, :, 0, 0].tolist(), answers):
+            assert answer == (y > 128 + 56 * math.sin(2 * math.pi * x / 256))
+    assert abs(classes.mean() - 0.5) < 0.01  # a sine has as much above as below
+
+
+def test_the_lattice_covers_the_square_row_by_row():
+    lattice = wave()[2][:, :, 0, 0].astype(int)
+    x, y = as_map(lattice[:, 0]), as_map(lattice[:, 1])
+    assert x.shape == (SIDE, SIDE)
+    assert x[0].tolist() == y[:, 0].tolist() == list(range(2, 256, 4))
+    assert (x == x[0]).all()
+    assert (y == y[:, :1]).all()
+
+
+def test_a_network_trains_on_it_and_learns_the_wave(tmp_path):
+    config = RunConfig(dataset="wave", model="mlp", lr=0.03, epochs=15, keep_every=15)
+    data = load(config)
+    assert data.images.shape == (1000, 2, 1, 1)
+    assert data.images.dtype == torch.uint8
+    record = train(config, tmp_path, device="cpu", data=data, progress=False)
+    assert record.accuracy[-1] > 0.95
+    np.testing.assert_array_equal(record.labels, wave()[3])
+    noisy = load(RunConfig(dataset="wave", noise="symmetric", noise_rate=0.1))
+    assert int(noisy.flipped.sum()) == 100

@@ -1,0 +1,154 @@
+"""Snapshot, FGE, SWA, EMA and students against cases worked out by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fmnlib import InputError, RunConfig, RunRecord, fusion, runs
+from fmnlib.checkpoint import load_tensors
+from fmnlib.compare import independent_members
+from fmnlib.data import load
+from fmnlib.protocols import compare_protocols, ema, fge, snapshot, swa
+from fmnlib.search import knowledge_fusion
+from fmnlib.students import compare_students, student_of_finals, try_losses
+from fmnlib.train import build_model, checkpoint_path, learning_rate
+
+SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=100, eval_samples=200, epochs=8)
+
+
+def picked(protocol):
+    return np.flatnonzero(protocol[1].weights).tolist()
+
+
+def test_the_networks_of_each_method():
+    forty = RunConfig()
+    assert picked(snapshot(forty, 5)) == [7, 15, 23, 31, 39]
+    assert picked(fge(forty, 5)) == picked(swa(forty, 5)) == [31, 33, 35, 37, 39]
+    assert picked(fge(forty, 10)) == list(range(30, 40))
+    assert picked(ema(forty, 0.9)) == [39]
+    two_hundred = RunConfig(epochs=200)
+    assert picked(snapshot(two_hundred, 5)) == [39, 79, 119, 159, 199]
+    assert picked(fge(two_hundred, 5)) == [159, 169, 179, 189, 199]
+    for make in (snapshot, fge, swa):
+        assert make(forty, 5)[1].weights[39] == 0.2
+
+
+@pytest.mark.parametrize("make", [snapshot, fge])
+@pytest.mark.parametrize(("epochs", "networks"), [(40, 5), (200, 5), (8, 2), (24, 3)])
+def test_networks_are_taken_where_the_rate_is_lowest(make, epochs, networks):
+    config, found = make(RunConfig(epochs=epochs, lr=1.0), networks)
+    end_of = [learning_rate(config, (epoch + 1 - 1e-6) / epochs) for epoch in range(epochs)]
+    at_zero = [epoch for epoch, rate in enumerate(end_of) if rate < 1e-4]
+    assert at_zero == np.flatnonzero(found.weights).tolist()
+
+
+def test_rates_with_a_tail():
+    def rates(schedule, at, **fields):
+        config = RunConfig(lr=1.0, schedule=schedule, **fields)
+        return [round(learning_rate(config, done), 4) for done in at]
+
+    # Over three quarters along half a cosine from 1 to 1/2: 1/2 + (1 + cos(pi done / 0.75)) / 4.
+    assert rates("constant_tail", (0.0, 0.25, 0.375, 0.5)) == [1, 0.875, 0.75, 0.625]
+    assert rates("cyclic_tail", (0.0, 0.25, 0.375, 0.5)) == [1, 0.875, 0.75, 0.625]
+    assert rates("constant_tail", (0.75, 0.9, 1.0)) == [0.5, 0.5, 0.5]
+    # Two cycles of an eighth of the run each, from 1/2 to 0; a quarter into the first, cos(pi/4).
+    quarter = round((1 + math.sqrt(0.5)) / 4, 4)
+    at = (0.75, 0.75 + 1 / 32, 0.8125, 0.875, 0.9375)
+    assert rates("cyclic_tail", at, cycles=2) == [0.5, quarter, 0.25, 0.5, 0.25]
+
+
+def test_what_does_not_share_out_is_told():
+    with pytest.raises(
+        InputError, match="networks is 3; choose a number that divides the 40 epochs"
+    ):
+        snapshot(RunConfig(), 3)
+    with pytest.raises(
+        InputError, match="networks is 4; .* divides the last quarter of 40 epochs"
+    ):
+        fge(RunConfig(), 4)
+    with pytest.raises(InputError, match="networks is 1; .* divides the last quarter of 6 epochs"):
+        swa(RunConfig(epochs=6), 1)
+    with pytest.raises(InputError, match="networks is 0; "):
+        swa(RunConfig(), 0)
+
+
+def test_a_tail_keeps_its_own_epochs_alone():
+    for make in (fge, swa):
+        config, found = make(SMALL, 2)
+        [record] = runs.obtain([config], device="cpu", progress=False)
+        assert record.kept.tolist() == [6, 7] == np.flatnonzero(found.weights).tolist()
+
+
+def test_until_the_tail_begins_both_tails_are_one_run():
+    configs = [fge(SMALL, 1)[0], swa(SMALL, 1)[0]]
+    cyclic, constant = runs.obtain(configs, device="cpu", progress=False)
+    np.testing.assert_array_equal(cyclic.predicted[:6], constant.predicted[:6])
+    assert (cyclic.curves["lr"][6:] < constant.curves["lr"][6:]).all()
+
+
+def test_ensembles_average_probabilities_and_not_logits():
+    # Logits (0, 0) and (0, 4): their mean gives softmax(0, 2), which is not the mean of softmaxes.
+    logits = np.array([[[0.0, 0.0]], [[0.0, 4.0]]])
+    probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    record = RunRecord.from_arrays(probs, [1])
+    mixed = fusion.fuse(record, fusion.Fusion(np.array([0.5, 0.5])))
+    assert mixed[0, 1] == pytest.approx((0.5 + 1 / (1 + math.exp(-4))) / 2)
+    assert mixed[0, 1] < 1 / (1 + math.exp(-2))
+
+
+def test_scores_are_those_of_the_networks_by_hand():
+    results = compare_protocols([SMALL], item="x", networks=2, decay=0.5, splits=(3,))
+    found = {result.method: result for result in results}
+    assert {m: r.networks for m, r in found.items()} == {
+        "snapshot": 2, "fge": 2, "swa": 1, "ema": 1
+    }  # fmt: skip
+    for method, make in (("snapshot", snapshot), ("fge", fge)):
+        config, _ = make(SMALL, 2)
+        [record] = runs.obtain([config])
+        test = record.split(3)[1]
+        a, b = test.probs.astype(float)  # of the two kept epochs
+        assert found[method].accuracy == ((a + b).argmax(axis=1) == test.labels).mean()
+    [record] = runs.obtain([ema(SMALL, 0.5)[0]])
+    assert found["ema"].accuracy == record.split(3)[1].accuracy[-1]
+
+
+def test_swa_is_the_mean_of_the_weights_with_batchnorm_estimated_anew():
+    config, weights = swa(SMALL, 2)
+    job = runs.averaged(config, "swa", weights)
+    runs.obtain([job], device="cpu", progress=False)
+    place = runs.folder(config)
+    one, two = (load_tensors(checkpoint_path(place, epoch))[0] for epoch in (6, 7))
+    mean = load_tensors(checkpoint_path(runs.folder(job.config), 0))[0]
+    torch.testing.assert_close(mean["0.weight"], (one["0.weight"] + two["0.weight"]) / 2)
+    data = load(config)
+    model = build_model(config, data)
+    model.load_state_dict(mean)
+    seen = model[0](data.normalize(data.images)).detach()
+    torch.testing.assert_close(mean["1.running_mean"], seen.mean(dim=(0, 2, 3)))
+
+
+def test_students_of_final_networks():
+    crowd = independent_members(SMALL, 2)
+    job = student_of_finals("independent", crowd)
+    assert [(m.config, m.epoch, m.weight) for m in job.members] == [(c, 7, 0.5) for c in crowd]
+    assert dataclasses.replace(job.config, teacher="", keep_every=1) == SMALL
+    results = compare_students([SMALL], item="x", splits=(0, 1), members=2)
+    [student] = runs.obtain([job])
+    of_two = {r.split_seed: r.accuracy for r in results if r.method == "student_independent"}
+    assert of_two == {s: student.split(s)[1].accuracy[-1] for s in (0, 1)}
+    cost = {r.method: r.train_seconds for r in results}
+    both = sum(record.provenance["seconds"] for record in runs.obtain([*crowd, job]))
+    assert cost["student_independent"] == pytest.approx(both, abs=0.01)
+
+
+def test_losses_are_tried_on_the_validation_half():
+    losses = [{"temperature": 1.0}, {"soft_share": 0.0}]
+    tried = try_losses([SMALL], losses, split=1)
+    [record] = runs.obtain([SMALL])
+    job = runs.student(SMALL, "kf", knowledge_fusion(record.split(1)[0]), soft_share=0.0)
+    [student] = runs.obtain([job])
+    assert tried[1] == [student.split(1)[0].accuracy[-1]]
+    assert len(tried) == 2
