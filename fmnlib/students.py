@@ -46,16 +46,15 @@ def compare_students(
         members: Size of the independent ensemble, as in `fmnlib.compare.compare`.
         fresh: Leave the committed records aside and train.
     """
-    results = []
     crowds = [independent_members(config, members) for config in configs]
-    for method, sizes in (("single", 1), ("independent", members)):
-        teachers = [crowd[:sizes] for crowd in crowds]
-        made = runs.obtain([student_of_finals(method, few) for few in teachers], fresh=fresh)
-        for few, student in zip(teachers, made, strict=True):
-            cost = sum(map(seconds, [*runs.obtain(few, fresh=fresh), student]))
-            results += score_halves(
-                student, single(student), splits, item=item, method=f"student_{method}", cost=cost
-            )
+    teachers = [("single", crowd[:1]) for crowd in crowds]
+    teachers += [("independent", crowd) for crowd in crowds]
+    made = runs.obtain([student_of_finals(*teacher) for teacher in teachers], fresh=fresh)
+    results = []
+    for (name, crowd), student in zip(teachers, made, strict=True):
+        cost = sum(map(seconds, [*runs.obtain(crowd, fresh=fresh), student]))
+        method, final = f"student_{name}", single(student)
+        results += score_halves(student, final, splits, item=item, method=method, cost=cost)
     return results
 
 

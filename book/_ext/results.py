@@ -23,6 +23,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 NOISE = {"sym": "symmetric", "asym": "asymmetric"}
+HEADS = {"clean100": "clean (100 images)", "c100_r18": "CIFAR-100", "c100": "CIFAR-100"}
+HEADS |= {"tiny_r18": "TinyImageNet", "tiny": "TinyImageNet"}
 
 
 def read(env: BuildEnvironment, name: str) -> Any:
@@ -99,6 +101,7 @@ class ResultsTable(SphinxDirective):
         wanted = (self.options[option].split(",") for option in ("settings", "methods"))
         settings, methods = ([name.strip() for name in names] for names in wanted)
         kinds = [setting.rpartition("_")[2] for setting in settings]  # c100_sym40 or sym40
+        kinds = [HEADS.get(setting, kind) for setting, kind in zip(settings, kinds, strict=True)]
         heads = [f"{NOISE[k[:-2]]} {k[-2:]}%" if k[:-2] in NOISE else k for k in kinds]
         number = {s: {m: float(cells[s][m].split()[0]) for m in methods} for s in settings}
         lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
