@@ -44,7 +44,8 @@ class Dashboard(SphinxDirective):
             link = f"[{page.stem}](/notebooks/{page.name}) ([Colab]({colab}))"
             status = "quick profile"
         if ours is not None and theirs is not None:
-            status += ", same direction" if ours * theirs > 0 else ", **other direction**"
+            agree = "same direction" if ours * theirs > 0 else "**other direction**"
+            status += ", no difference" if abs(ours) < 0.05 else f", {agree}"
         shown = [
             "" if gain is None else f"{gain:+.1f}".replace("-", "−") for gain in (ours, theirs)
         ]
