@@ -15,7 +15,7 @@ from fmnlib.fusion import Fusion, around, fuse, refuse_test, single
 from fmnlib.record import Result, RunRecord
 from fmnlib.scores import by_class
 from fmnlib.shares import share_intervals
-from fmnlib.stats import calibration_error, nll
+from fmnlib.stats import score
 
 __all__ = [
     "Choice",
@@ -57,17 +57,15 @@ def scored(
             val, test = record.split(split)
             for name, choose in ways.items():
                 fusion = choose(val)
-                probs = fuse(test, fusion)
                 results.append(
-                    Result(
+                    score(
+                        fuse(test, fusion),
+                        test.labels,
                         item=item,
                         setting=config.setting,
                         method=name,
                         seed=config.seed,
                         split_seed=split,
-                        accuracy=float((probs.argmax(axis=1) == test.labels).mean()),
-                        nll=nll(probs, test.labels),
-                        ece=calibration_error(probs, test.labels),
                         networks=fusion.networks,
                         train_seconds=float(record.provenance["seconds"]),
                     )
