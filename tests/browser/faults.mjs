@@ -1,0 +1,39 @@
+// HTML that breaks a page in one way, and what the checks must say of it.
+import { COLAB } from "./site.mjs";
+
+const ALT = "A description that is long enough for anybody.";
+const PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==";
+
+export const FAULTS = [
+  { fault: "<script>throw new Error('a fault')</script>", says: "error in a script: a fault" },
+  { fault: "<script>console.error('a fault')</script>", says: "error in the console: a fault" },
+  { fault: `<img src="/none.png" alt="${ALT}">`, says: "broken image: none.png" },
+  { fault: `<img src="${PIXEL}">`, says: "image without a description" },
+  { fault: `<img src="${PIXEL}" alt="../_images/plot.png, a file of the book">`, says: "image without a description" },
+  { fault: `<img src="${PIXEL}" alt="${ALT}">`, says: "image without a numbered caption" },
+  { fault: "<table><tr><td>1</td></tr></table>", says: "table without a numbered caption" },
+  { fault: "<h1>A second title</h1>", says: "2 headings of the first level" },
+  { fault: "<p>{result}`label_noise.sym40.kf`</p>", says: "left in the text: {result}" },
+  { fault: "<p>accuracy ?? percent</p>", says: "left in the text: ??" },
+  { fault: "<p>accuracy nan percent</p>", says: "left in the text: nan" },
+  { fault: "<div class='output'>&lt;Figure size 640x480&gt;</div>", says: "output: <Figure size" },
+  { fault: "<span class='math'>x^2</span>", says: "maths is not shown: x^2" },
+  { fault: "<p><span id='twice'></span><span id='twice'></span></p>", says: "two elements are called #twice" },
+  { fault: "<p><a href='/book/none.html'>a page</a></p>", says: "link to a page that does not exist" },
+  { fault: "<p><a href='/book/intro.html#none'>a place</a></p>", says: "link to no place on a page" },
+  {
+    fault: `<p><a href='${COLAB}notebooks/99.ipynb'>Colab</a></p>`,
+    says: "Colab link to no notebook",
+  },
+  { fault: "<p style='width: 2000px'>wide</p>", says: "1280 px: scrolls sideways" },
+  { fault: "<p style='width: 400px'>wide for a phone</p>", says: "375 px: scrolls sideways" },
+  { fault: "<p style='color: #ccc; background: #fff'>Pale text that nobody can read.</p>", says: "color-contrast" },
+  { fault: "<p><button></button></p>", says: "button-name" },
+  { fault: "<img src='http://example.org/tracker.png' alt=''>", says: "asks another host: http://example.org" },
+  { fault: "<script>document.querySelectorAll('.theme-switch-button').forEach((b) => b.remove())</script>", says: "no button for the theme" },
+  { fault: "<p><span class='caption-number'>Fig. 7 </span></p>", says: "Fig. 7 stands where Fig. 1 should" },
+  {
+    fault: "<p><span class='caption-number'>Fig. 1 </span><span class='caption-number'>Fig. 1 </span></p>",
+    says: "Fig. 1 stands where Fig. 2 should",
+  },
+];

@@ -1,0 +1,106 @@
+// Every page of the built book in a real browser: both colour schemes, two widths.
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+import * as checks from "./checks.mjs";
+import { FAULTS } from "./faults.mjs";
+import { CHAPTERS, HTML, PAGES, serve } from "./site.mjs";
+
+const WORKERS = 3;
+const SCHEMES = ["light", "dark"];
+const WIDTHS = [1280, 375];
+const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
+
+const missing = CHAPTERS.filter((name) => !existsSync(join(HTML, name)));
+if (missing.length) {
+  console.error(`the book is not built, or not whole (${missing[0]} is missing); run: fmn book --cached`);
+  process.exit(1);
+}
+
+const began = Date.now();
+const { address, close } = await serve();
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: [
+    "--no-sandbox", // a container's root has none
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", // nothing leaves this machine
+    "--disable-background-networking",
+  ],
+});
+const failures = [];
+const captions = {};
+
+async function inContext(options, work) {
+  const context = await browser.newContext(options);
+  try {
+    return await work(context);
+  } finally {
+    await context.close();
+  }
+}
+
+// All checks of one page in one colour scheme.
+async function look(name, colorScheme, fault = "") {
+  return inContext({ colorScheme, viewport: { width: WIDTHS[0], height: 900 } }, async (context) => {
+    const query = fault && `?fault=${encodeURIComponent(fault)}`;
+    const { page, problems } = await checks.open(context, `${address}/${name}${query}`);
+    const { problems: unsound, captions: found } = await checks.content(page, name);
+    for (const width of WIDTHS) {
+      await page.setViewportSize({ width, height: 900 });
+      const wrong = [...(await checks.width(page)), ...(await checks.accessibility(page))];
+      unsound.push(...wrong.map((problem) => `${width} px: ${problem}`));
+    }
+    unsound.push(...(await checks.theme(page)));
+    return { problems: [...problems, ...unsound], captions: found };
+  });
+}
+
+async function examine(name, scheme) {
+  const { problems, captions: found } = await look(name, scheme);
+  captions[name] = found;
+  failures.push(...problems.map((problem) => `${name} (${scheme}): ${problem}`));
+}
+
+// A check that cannot fail checks nothing: each fault, put into a sound page, must be reported.
+async function bite({ fault, says }) {
+  const { problems, captions: found } = await look("book/references.html", "light", fault);
+  if (![...problems, ...checks.numbering(found)].some((problem) => problem.includes(says)))
+    failures.push(`no check reports "${says}" for ${fault}`);
+}
+
+async function find(term) {
+  await inContext({}, async (context) => {
+    const problems = await checks.search(await context.newPage(), address, term);
+    failures.push(...problems);
+  });
+}
+
+async function findNothing() {
+  await inContext({}, async (context) => {
+    const problems = await checks.search(await context.newPage(), address, "xyzzy");
+    if (!problems.length) failures.push("the check of the search finds what is in no page");
+  });
+}
+
+const jobs = [
+  ...PAGES.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
+  ...FAULTS.map((fault) => () => bite(fault)),
+  ...TERMS.map((term) => () => find(term)),
+  findNothing,
+];
+const count = jobs.length;
+const work = async () => {
+  for (let job = jobs.shift(); job; job = jobs.shift()) await job();
+};
+await Promise.all(Array.from({ length: WORKERS }, work));
+failures.push(...checks.numbering(CHAPTERS.flatMap((name) => captions[name] ?? [])));
+
+await browser.close();
+close();
+const seconds = Math.round((Date.now() - began) / 1000);
+for (const failure of [...new Set(failures)].sort()) console.error(failure);
+console.log(
+  `${PAGES.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
+    `${FAULTS.length} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
+);
+process.exit(failures.length ? 1 : 0);
