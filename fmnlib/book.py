@@ -118,14 +118,17 @@ def gather(staging: Path) -> None:
     origins: dict[str, Any] = {}
     for path in _notebooks(staging):
         notebook = json.loads(path.read_text())
-        for published in collect(notebook):
-            summary[published["item"]] = published["summary"]
-            origins[published["item"]] = {"notebook": path.stem} | published["origin"]
+        figures = []
         for cell in notebook["cells"]:
             name = cell["metadata"].get("fmnlib", {}).get("save_figure")
             for output in cell.get("outputs", []) if name else []:
                 if picture := output.get("data", {}).get("image/png"):
                     write_whole(staging / "results" / "figures" / name, base64.b64decode(picture))
+                    figures.append(name)
+        for published in collect(notebook):
+            summary[published["item"]] = published["summary"]
+            about = {"notebook": path.stem, "figures": figures} | published["origin"]
+            origins[published["item"]] = about
     for file, content in (("summary", summary), ("provenance", origins)):
         text = json.dumps(content, indent=1) + "\n"
         write_whole(staging / "results" / f"{file}.json", text.encode())

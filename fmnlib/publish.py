@@ -30,16 +30,20 @@ def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
 
 
 def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Commit, device, versions, number of runs and seconds of training of some records."""
+    """Commit, day, device, versions, number of runs and seconds of training of some records."""
 
     def all_of(key: str) -> str:
-        return ", ".join(sorted({str(record.provenance[key]) for record in records}))
+        return ", ".join(sorted({str(record.provenance.get(key, "")) for record in records}))
 
     return {
         "commit": all_of("commit"),
         "changed": any(record.provenance["changed"] for record in records),
+        "date": all_of("date"),
         "device": all_of("device"),
+        "threads": all_of("threads"),
+        "python": all_of("python"),
         "torch": all_of("torch"),
+        "numpy": all_of("numpy"),
         "runs": len(records),
         "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
     }

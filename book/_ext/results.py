@@ -3,8 +3,8 @@
 {result}`label_noise.sym40.kf`              91.3 ± 0.4, from summary.json
 {result}`label_noise.sym40.kf.mean:.1f`     one number of it, with a format
 {gain}`label_noise.sym40.kf.single`         +28.1, the first method's mean less the second's
-{results-table} label_noise                 a table of it, and where it was measured
-{results-table} published/aaai_table2.csv   a table of published numbers
+{results-table} label_noise                 a table of it
+{results-table} published/aaai_table2.csv   a table of published numbers, and where they stand
 """
 
 import csv
@@ -61,7 +61,7 @@ class Result(SphinxRole):
         xref = {"refdomain": "std", "reftype": "doc", "reftarget": f"/notebooks/{page.stem}"}
         xref |= {"refdoc": self.env.docname, "refexplicit": "true", "refwarn": "true"}
         link = addnodes.pending_xref("", nodes.inline(text, text), **xref)
-        return [nodes.inline("", "", link, classes=["result"])], []
+        return [nodes.inline("", "", link, classes=["result"], item=item)], []
 
 
 class ResultsTable(SphinxDirective):
@@ -75,8 +75,12 @@ class ResultsTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         box, name = nodes.container(classes=["results-table"]), self.arguments[0]
         try:
-            cells, source = self.published(name) if ".csv" in name else self.measured(name)
-            lines = [*self.table(cells), "", source]
+            if ".csv" in name:
+                cells, source = self.published(name)
+                lines = [*self.table(cells), "", source]
+            else:
+                cells, box["item"] = self.measured(name), name
+                lines = self.table(cells)
         except (OSError, LookupError, ValueError) as error:
             raise self.error(f"results/ has no whole table of {name} ({error!r})") from error
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
@@ -84,16 +88,14 @@ class ResultsTable(SphinxDirective):
 
     def published(self, name: str) -> tuple[dict[str, dict[str, str]], str]:
         rows = read(self.env, name)
-        return {s: {row["method"]: row[s] for row in rows} for s in rows[0]}, ""
+        sources = {row["file"]: row for row in read(self.env, "published/sources.csv")}
+        source = "Quoted: {paper}, {table}, from {quoted_from}; trust {trust}."
+        source = "{.origin}\n" + source.format(**sources[Path(name).name])
+        return {s: {row["method"]: row[s] for row in rows} for s in rows[0]}, source
 
-    def measured(self, name: str) -> tuple[dict[str, dict[str, str]], str]:
-        summary, about = (read(self.env, f"{n}.json")[name] for n in ("summary", "provenance"))
-        seeds = sorted({n["n"] for methods in summary.values() for n in methods.values()})
-        notebook, changed = about["notebook"], " with local changes" if about["changed"] else ""
-        source = f"Measured: [notebook {notebook}](/notebooks/{notebook}.ipynb), "
-        source += f"commit {about['commit']}{changed}, device {about['device']}, "
-        source += f"{' to '.join(map(str, seeds))} seeds."
-        return {s: {m: show(n) for m, n in ms.items()} for s, ms in summary.items()}, source
+    def measured(self, name: str) -> dict[str, dict[str, str]]:
+        summary = read(self.env, "summary.json")[name]
+        return {s: {m: show(n) for m, n in ms.items()} for s, ms in summary.items()}
 
     def table(self, cells: dict[str, dict[str, str]]) -> list[str]:
         from fmnlib.plots import METHODS

@@ -1,4 +1,5 @@
-// HTML that breaks a page in one way, and what the checks must say of it.
+// HTML that breaks a page in one way, and what the checks must say of it. They go into one page
+// together, except those that would hide others.
 import { COLAB } from "./site.mjs";
 
 const ALT = "A description that is long enough for anybody.";
@@ -26,14 +27,19 @@ export const FAULTS = [
     says: "Colab link to no notebook",
   },
   { fault: "<p style='width: 2000px'>wide</p>", says: "1280 px: scrolls sideways" },
-  { fault: "<p style='width: 400px'>wide for a phone</p>", says: "375 px: scrolls sideways" },
+  { fault: "<p style='width: 400px'>wide for a phone</p>", says: "375 px: scrolls sideways", alone: true },
   { fault: "<p style='color: #ccc; background: #fff'>Pale text that nobody can read.</p>", says: "color-contrast" },
   { fault: "<p><button></button></p>", says: "button-name" },
   { fault: "<img src='http://example.org/tracker.png' alt=''>", says: "asks another host: http://example.org" },
-  { fault: "<script>document.querySelectorAll('.theme-switch-button').forEach((b) => b.remove())</script>", says: "no button for the theme" },
+  {
+    fault: "<script>document.querySelectorAll('.theme-switch-button').forEach((b) => b.remove())</script>",
+    says: "no button for the theme",
+    alone: true,
+  },
   { fault: "<p><span class='caption-number'>Fig. 7 </span></p>", says: "Fig. 7 stands where Fig. 1 should" },
   {
     fault: "<p><span class='caption-number'>Fig. 1 </span><span class='caption-number'>Fig. 1 </span></p>",
     says: "Fig. 1 stands where Fig. 2 should",
+    alone: true,
   },
 ];
