@@ -102,7 +102,7 @@ function readArticle() {
   }
 
   const ids = all("[id]", document).map((element) => element.id);
-  const double = ids.find((id, index) => id !== "proof-content" && ids.indexOf(id) !== index); // sphinx-proof's
+  const double = ids.find((id, index) => !id.startsWith("proof") && ids.indexOf(id) !== index); // sphinx-proof's repeat
   if (double) problems.push(`two elements are called #${double}`);
 
   const links = all("a[href]", document);
