@@ -5,8 +5,8 @@ picture from results/figures or holds numbers of the role {result}; what else th
 whether it is quoted. A table that a notebook's cell shows gets its number and the caption that the
 cell's metadata hold, {"fmnlib": {"table": "caption"}}; one without a caption is an error.
 
-{provenance}   a table of all notebooks: runs, duration, hardware, versions
-{versions}     a table of what built this copy of the book
+{provenance} runs, device   a table of all notebooks with these columns, and the caption below it
+{versions}                  a table of what built this copy of the book
 """
 
 import platform
@@ -166,15 +166,20 @@ def page(env: BuildEnvironment, target: str, text: str) -> nodes.Node:
 
 
 class Provenance(SphinxDirective):
-    """A table of what the notebooks' numbers rest on; nothing to set."""
+    """What the notebooks' numbers rest on: the columns named, and the caption as content."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
-        rows = [["notebook", *COLUMNS.values()]]
+        keys = self.arguments[0].split()
+        rows = [["notebook", *(COLUMNS[key] for key in keys)]]
         for about in read(self.env, "provenance.json").values():
-            cells = [f"{about[key]:.0f}" if key == "seconds" else str(about[key]) for key in COLUMNS]
-            rows.append([about["notebook"], *cells])
-        table = grid(rows, "What each notebook's numbers rest on, as its records tell.")
-        table["names"] = ["tab-provenance"]
+            told = about | {"seconds": round(about["seconds"])}
+            rows.append([about["notebook"], *(str(told[key]) or "not noted" for key in keys)])
+        table = grid(rows, " ".join(self.content))
+        table["names"] = [f"tab-{'-'.join(keys)}"]
         self.state.document.note_explicit_target(table)
         return [table]
 
