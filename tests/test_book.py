@@ -1,6 +1,7 @@
 """The book as text: its examples run, its numbers come from files, its sources are whole."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import yaml
 
 from fmnlib import InputError, book
 from fmnlib.publish import collect, publish
@@ -17,6 +19,7 @@ from fmnlib.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
+STEPS = ("fmn book", "make browser-test", "upload-pages-artifact")  # in this order
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -39,7 +42,8 @@ def test_the_staging_copy_leaves_records_out_and_is_made_anew(tmp_path):
 
 
 def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
-    origin = {"commit": "abc", "changed": False, "device": "CPU", "torch": "2.15", "seconds": 1.5}
+    words = "commit date device threads python torch numpy".split()
+    origin = {word: f"its {word}" for word in words} | {"changed": False, "seconds": 1.5}
     record = RunRecord.from_arrays(np.array([[[0.5, 0.5]]]), [0])
     record = type(record)(**{**vars(record), "provenance": origin})
     shown = []
@@ -50,7 +54,10 @@ def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
     [(data, about)] = shown
     output = nbformat.v4.new_output("display_data", data, metadata=about["metadata"])
     cell = nbformat.v4.new_code_cell("1", outputs=[output])
-    notebook = nbformat.v4.new_notebook(cells=[cell])
+    picture = nbformat.v4.new_output("display_data", {"image/png": "AAAA"})
+    about = {"fmnlib": {"save_figure": "all.png"}}
+    drawn = nbformat.v4.new_code_cell("2", outputs=[picture], metadata=about)
+    notebook = nbformat.v4.new_notebook(cells=[cell, drawn])
     [published] = collect(notebook)
     assert published["origin"] == origin | {"runs": 2, "seconds": 3.0}
     (tmp_path / "notebooks").mkdir()
@@ -60,6 +67,8 @@ def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
     assert summary["item"]["sym40"]["kf"]["mean"] == 1
     provenance = json.loads((tmp_path / "results" / "provenance.json").read_text())
     assert provenance["item"]["notebook"] == "07_item"
+    assert provenance["item"]["figures"] == ["all.png"]
+    assert (tmp_path / "results" / "figures" / "all.png").read_bytes() == bytes(3)
 
 
 def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
@@ -78,3 +87,44 @@ def test_a_number_that_does_not_exist_breaks_the_build(tmp_path):
     page.write_text(page.read_text() + "\n{result}`label_noise.sym40.magic`\n")
     with pytest.raises(InputError, match="the book does not build"):
         book.render(staging, tmp_path / "out")
+
+
+def test_workflows_name_no_secret_and_publish_only_what_the_browser_has_seen():
+    workflows = {path.stem: path.read_text() for path in (ROOT / ".github").rglob("*.yml")}
+    assert set(workflows) == {"colab", "pages"}
+    assert not any("secrets" in text for text in workflows.values())
+    jobs = yaml.safe_load(workflows["pages"])["jobs"]
+    steps = [step.get("run", step.get("uses", "")) for step in jobs["build"]["steps"]]
+    order = [next(n for n, step in enumerate(steps) if word in step) for word in STEPS]
+    assert order == sorted(order)
+    assert jobs["deploy"]["needs"] == "build"
+
+
+def test_the_papers_are_cited_alike_everywhere():
+    """By the page on citing, the bibliography and CITATION.cff."""
+    page = (ROOT / "book" / "cite.md").read_text()
+    bibliography = (ROOT / "book" / "references.bib").read_text()
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]:
+        identifier = paper.get("doi") or paper["identifiers"][0]["value"]
+        for text in (page, bibliography):
+            assert paper["title"] in text
+            assert identifier in text
+            for author in paper["authors"]:
+                assert f"{author['family-names']}, {author['given-names']}" in text
+
+
+def test_every_module_is_in_the_reference():
+    pages = "".join(path.read_text() for path in (ROOT / "book").glob("api*.md"))
+    shown = re.findall(r"automodule:: fmnlib\.(\w+)", pages)
+    modules = {path.stem for path in (ROOT / "fmnlib").glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(shown) == sorted(modules)
+
+
+def test_every_claim_names_numbers_that_exist():
+    summary = json.loads((ROOT / "results" / "summary.json").read_text())
+    claims = (ROOT / "results" / "published" / "claims.csv").read_text()
+    for row in csv.DictReader(claims.splitlines()):
+        assert row["expects"] in {"more", "no less"}
+        for key in re.findall(r"[a-z]\S+", row["differences"].replace(";", " ")):
+            item, setting, method = key.split(".", 2)
+            assert method in summary[item][setting], key

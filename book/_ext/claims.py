@@ -25,11 +25,13 @@ class Claims(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         box = nodes.container(classes=["dashboard"])
         lines = [":::{list-table} The papers' claims on the quick profile, mean ± standard error."]
-        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 34 18 28 20", ""]
+        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 34 24 22 20", ""]
         try:
             rows = [self.row(claim) for claim in read(self.env, "published/claims.csv")]
         except (OSError, LookupError, ValueError) as error:
-            raise self.error(f"results/published/claims.csv cannot be shown ({error!r})") from error
+            raise self.error(
+                f"results/published/claims.csv cannot be shown ({error!r})"
+            ) from error
         for row in (HEADS, *rows):
             lines += [f"{'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
         self.state.nested_parse(StringList([*lines, ":::"], ""), self.content_offset, box)
@@ -37,9 +39,9 @@ class Claims(SphinxDirective):
 
     def row(self, claim: dict[str, str]) -> tuple[str, ...]:
         sums = [text.split() for text in claim["differences"].split(";")]
-        found = [(words[0].split(".")[1], *self.total(words)) for words in sums]
+        found = [(words[0].split(".")[1].partition("_")[0], *self.total(words)) for words in sums]
         pages = sorted({self.page(words[0].split(".")[0]) for words in sums})
-        shown = [f"{s.replace('_', ' ')} {mean:+.1f} ± {error:.1f}" for s, mean, error in found]
+        shown = [f"{s}\u00a0{mean:+.1f}\u00a0±\u00a0{error:.1f}" for s, mean, error in found]
         links = [f"[{page}](/notebooks/{page}.ipynb)" for page in pages]
         told = f"{claim['claim']} ({claim['paper']})"
         points = ", ".join(shown).replace("-", "−")
@@ -67,9 +69,9 @@ def outcome(found: list[tuple[str, float, float]], expects: str) -> str:
     good = [s for s, _, _ in found if s not in below] if expects == "no less" else above
     if len(good) == len(found):
         return "**found**"
-    parts = [f"found at {' and '.join(good)}"] if good else []
-    parts += [f"**the opposite** at {' and '.join(below)}"] if below else []
-    return (", ".join(parts) or "not found").replace("_", " ")
+    parts = [f"found at {', '.join(good)}"] if good else []
+    parts += [f"**the opposite** at {', '.join(below)}"] if below else []
+    return "; ".join(parts) or "not found"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -97,7 +97,9 @@ class Origins(SphinxTransform):
             nodes.reference("", "Source", refuri=source),
             file,
         ]
-        bar = nodes.bullet_list("", *(nodes.list_item("", nodes.paragraph("", "", k)) for k in links))
+        bar = nodes.bullet_list(
+            "", *(nodes.list_item("", nodes.paragraph("", "", k)) for k in links)
+        )
         bar["classes"] = ["open-in"]
         title = next(self.document.findall(nodes.title))
         title.parent.insert(1, bar)
