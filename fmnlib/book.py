@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,11 @@ def build(*, cached: bool = False, update: bool = False) -> Path:
     fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}"
     if update:
         with _environment(FMN_RUNS=str(fresh_runs)):
-            for notebook in _notebooks(staging):
-                execute(notebook, fresh=True)
+            _execute_all(staging, fresh=True)
         _commit_records(fresh_runs, runs.REFERENCE)
         staging = stage(staging)
     with _environment(FMN_RUNS=str(fresh_runs)):
-        for notebook in _notebooks(staging):
-            execute(notebook, fresh=not cached and not update)
+        _execute_all(staging, fresh=not cached and not update)
     gather(staging)
     if update:
         for part in ("notebooks", "results"):
@@ -167,6 +167,12 @@ def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
             "README.md lacks its marks, <!-- headline --> and <!-- end -->; put them back"
         )
     return f"{before}{start}{headline(summary)}\n{end}{after}"
+
+
+def _execute_all(staging: Path, *, fresh: bool) -> None:
+    """Training fills the cores by itself; without it, a notebook runs on each of them."""
+    with ThreadPoolExecutor(1 if fresh else os.cpu_count()) as pool:
+        list(pool.map(partial(execute, fresh=fresh), _notebooks(staging)))
 
 
 def _clean(notebook: Any) -> str:

@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from results import read
 
-HEADS = ("claim", "tested in", "difference, in points", "outcome")
+HEADS = ("claim", "outcome", "difference, in points", "tested in")
 CLEAR = 2  # errors of the difference
 
 
@@ -25,7 +25,7 @@ class Claims(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         box = nodes.container(classes=["dashboard"])
         lines = [":::{list-table} The papers' claims on the quick profile, mean ± standard error."]
-        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 34 24 22 20", ""]
+        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 34 20 22 24", ""]
         try:
             rows = [self.row(claim) for claim in read(self.env, "published/claims.csv")]
         except (OSError, LookupError, ValueError) as error:
@@ -45,7 +45,7 @@ class Claims(SphinxDirective):
         links = [f"[{page}](/notebooks/{page}.ipynb)" for page in pages]
         told = f"{claim['claim']} ({claim['paper']})"
         points = ", ".join(shown).replace("-", "−")
-        return told, ", ".join(links), points, outcome(found, claim["expects"])
+        return told, outcome(found, claim["expects"]), points, ", ".join(links)
 
     def total(self, words: list[str]) -> tuple[float, float]:
         """Mean and standard error of `a - b + c`; the errors are taken to be independent."""

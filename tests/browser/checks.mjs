@@ -10,6 +10,8 @@ const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 const EXCUSED = [
   // docutils writes the bibliography as a list of roles that ARIA has since dropped.
   { selector: ".citation-list", rules: ["aria-required-children", "aria-allowed-role", "aria-deprecated-role"] },
+  // Sphinx writes a signature of several lines as a list without terms.
+  { selector: ".sig dl", rules: ["definition-list"] },
   // The theme's buttons and myst-nb's folded cells are named in other words than they show.
   { selector: ".theme-switch-button, .search-button__button, summary", rules: ["label-content-name-mismatch"] },
 ];
@@ -120,8 +122,10 @@ export async function width(page) {
   return page.evaluate(() => {
     const { scrollWidth, clientWidth } = document.documentElement;
     if (scrollWidth <= clientWidth) return [];
+    const scrolls = (element) =>
+      element && (getComputedStyle(element).overflowX !== "visible" || scrolls(element.parentElement));
     const wide = [...document.querySelectorAll("body *")]
-      .filter((element) => element.getBoundingClientRect().right > clientWidth + 1)
+      .filter((element) => element.getBoundingClientRect().right > clientWidth + 1 && !scrolls(element.parentElement))
       .map((element) => `${element.tagName.toLowerCase()}.${element.className}`);
     return [`scrolls sideways by ${scrollWidth - clientWidth} px: ${wide.slice(0, 3).join(", ")}`];
   });
