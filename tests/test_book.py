@@ -81,12 +81,18 @@ def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
     assert copy.read_bytes() == before
 
 
-def test_a_number_that_does_not_exist_breaks_the_build(tmp_path):
+def test_what_the_book_cannot_tell_breaks_the_build(tmp_path, capfd):
+    """A number that does not exist, and a table without a caption."""
     staging = book.stage(tmp_path / "staging")
     page = staging / "book" / "references.md"
     page.write_text(page.read_text() + "\n{result}`label_noise.sym40.magic`\n")
+    notebook = staging / "notebooks" / "05_clean_data.ipynb"
+    notebook.write_text(notebook.read_text().replace('"table":', '"tabel":'))
     with pytest.raises(InputError, match="the book does not build"):
         book.render(staging, tmp_path / "out")
+    told = capfd.readouterr().err
+    assert "results/summary.json has no 'label_noise.sym40.magic'" in told
+    assert "of 05_clean_data shows a table without a caption" in told
 
 
 def test_workflows_name_no_secret_and_publish_only_what_the_browser_has_seen():
