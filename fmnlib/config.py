@@ -11,11 +11,15 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-__all__ = ["PROFILES", "TAIL", "InputError", "RunConfig"]
+__all__ = ["PROFILES", "TAIL", "InputError", "Paused", "RunConfig"]
 
 
 class InputError(ValueError):
     """Bad input, told in one line: what was given, what is allowed, what to do."""
+
+
+class Paused(Exception):
+    """A run stopped because its time was up; the same call goes on from its last epoch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,14 +30,14 @@ class RunConfig:
     `RunRecord.split`, and changes no network. A student's split is named by its `teacher`.
 
     Attributes:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, wave (points in the plane), or
-            folder:PATH.
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, animal10n, wave (points in the
+            plane), or folder:PATH.
         classes: all, or the first or the second half of them alone, for transfer learning.
         evaluate: Record predictions for the test data, or for the training images that
             `train_samples` leaves out, with the labels that they would be trained on.
         train_samples: Train on this many images, drawn with `noise_seed`; 0 takes all.
         eval_samples: Record this many evaluation images; 0 takes all.
-        image_size: Side, in pixels, to which the images of a folder are resized.
+        image_size: Side, in pixels, to which images from files are resized.
         model: convnet, mlp, resnet8, resnet20, resnet18, or torchvision:NAME.
         width: Factor on the number of channels (not for torchvision's networks).
         epochs: Passes over the training data.
@@ -52,9 +56,13 @@ class RunConfig:
         ema: Decay of the exponential moving average of weights that is recorded; 0 is off.
         keep_every: Keep probabilities and checkpoint of every k-th epoch, and of the last one;
             of a schedule with a tail, in the tail alone.
+        keep: Keep those of these epochs, and of the last one, instead.
+        precision: Of the networks' arithmetic; auto is bfloat16 on a GPU, float32 on a CPU.
         teacher: Name of the ensemble that a student learns from; empty for a plain run.
         temperature: Softens the teacher and the student in the soft-target loss.
         soft_share: Weight of the soft-target loss; the labels' loss has the rest.
+        teacher_views: Let the teacher score so many augmented views of each image beforehand, and
+            the student choose among them; 0 scores every view as it comes.
         init: A student starts from scratch, or from its teacher's heaviest network.
         seed: Initialisation, order of the data, augmentation.
         noise_seed: Which labels are flipped, and which samples are taken.
@@ -83,9 +91,12 @@ class RunConfig:
     noise_rate: float = 0.0
     ema: float = 0.0
     keep_every: int = 1
+    keep: tuple[int, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     teacher: str = ""
     temperature: float = 2.0
     soft_share: float = 0.9
+    teacher_views: int = 0
     init: Literal["scratch", "teacher"] = "scratch"
     seed: int = 0
     noise_seed: int = 0
@@ -100,6 +111,9 @@ class RunConfig:
                 raise InputError(f"{name} is {value}; allowed is {allowed}")
         if not 0 <= self.soft_share <= 1:
             raise InputError(f"soft_share is {self.soft_share}; allowed is from 0 to 1")
+        if any(not 0 <= epoch < self.epochs for epoch in self.keep):
+            given = f"keep is {self.keep} in a run of {self.epochs} epochs"
+            raise InputError(f"{given}; epochs count from 0 to {self.epochs - 1}")
         kind, _, file = self.noise.partition(":")
         plain = ("none", "symmetric", "asymmetric", "human")
         if self.noise not in plain and not (kind == "matrix" and file):
@@ -113,6 +127,10 @@ class RunConfig:
 
     def _check_type(self, name: str, value: object) -> None:
         kind = get_type_hints(type(self))[name]
+        if name == "keep":
+            if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
+                raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+            return
         if choices := get_args(kind):
             if value not in choices:
                 allowed = ", ".join(choices)
@@ -137,13 +155,17 @@ class RunConfig:
 
     @property
     def id(self) -> str:
-        """A readable name that ends in a short hash of every field.
+        """A readable name that ends in a short hash of the fields that differ from the defaults.
+
+        So a new field, whose default changes nothing, leaves the names of older runs as they are.
 
         >>> RunConfig(noise="symmetric", noise_rate=0.4, seed=2).id.rpartition("-")[0]
         'digits-convnet-sym40-s2'
         """
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
+        fields = dataclasses.fields(self)
+        chosen = {f.name: getattr(self, f.name) for f in fields}
+        chosen = {f.name: chosen[f.name] for f in fields if chosen[f.name] != f.default}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         parts = [self.dataset.rstrip("/").rpartition("/")[2].replace("folder:", "")]
         parts += [self.model.replace(":", "_"), self.setting]
         parts += [self.teacher] if self.teacher else []
@@ -181,7 +203,8 @@ class RunConfig:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 raise InputError(f"a run has no setting {key!r}; {hint}")
-        return cls(**fields)
+        listed = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}  # JSON's tuples
+        return cls(**{**fields, **listed})
 
 
 _RANGES = [
@@ -199,6 +222,7 @@ _RANGES = [
     ("ema", 0, 1),
     ("keep_every", 1, np.inf),
     ("temperature", 0.01, np.inf),
+    ("teacher_views", 0, np.inf),
     ("seed", 0, 2**31),
     ("noise_seed", 0, 2**31),
 ]

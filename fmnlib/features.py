@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fmnlib import data as datasets
 from fmnlib.config import InputError, RunConfig
-from fmnlib.data import DataSet
+from fmnlib.dataset import DataSet
 from fmnlib.distill import Member, load_network
 from fmnlib.record import RunRecord
 from fmnlib.recorder import provenance

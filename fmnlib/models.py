@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from fmnlib.config import InputError
 
-__all__ = ["average_weights", "build", "mix_probs", "reestimate_batchnorm"]
+__all__ = [
+    "arithmetic",
+    "average_weights",
+    "build",
+    "in_half",
+    "mix_probs",
+    "reestimate_batchnorm",
+]
 
 State = Mapping[str, Tensor]
 
@@ -43,6 +50,23 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
         raise InputError(f"model is {name!r}; known are {known}")
     first, blocks = stages[name]
     return _resnet(channels, classes, round(first * width), blocks)
+
+
+def arithmetic(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which networks compute.
+
+    Args:
+        precision: float32, bfloat16, or auto for bfloat16 on GPUs alone.
+        device: Where they compute.
+    """
+    half = in_half(precision, device)
+    # No cache: each weight is used once a pass, and a captured graph must not outlive one.
+    return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+
+def in_half(precision: str, device: torch.device) -> bool:
+    """Whether networks compute in bfloat16 (see `arithmetic`)."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:

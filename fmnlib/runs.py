@@ -1,8 +1,10 @@
 """Find a run by its config, or train it; independent runs side by side."""
 
 import dataclasses
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from fmnlib.config import InputError, RunConfig
+from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.distill import Member, average, distill, members_of, student_config
 from fmnlib.features import predict_truncated
 from fmnlib.fusion import Fusion
@@ -21,6 +23,7 @@ from fmnlib.views import predict_views
 __all__ = [
     "Job",
     "averaged",
+    "complete",
     "find",
     "folder",
     "listing",
@@ -127,6 +130,7 @@ def obtain(
     device: str = "auto",
     workers: int | None = None,
     progress: bool = True,
+    deadline: float = math.inf,
 ) -> list[RunRecord]:
     """The records of many runs, in order: read where they are there, else trained.
 
@@ -136,14 +140,18 @@ def obtain(
         device: As in `fmnlib.train.train`.
         workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
         progress: Show a bar.
+        deadline: As in `fmnlib.train.train`.
+
+    Raises:
+        Paused: If runs are left to make for the deadline.
     """
     wanted = [job if isinstance(job, Job) else Job(job) for job in jobs]
     missing = {job.config.id: job for job in wanted if _committed(job.config, fresh) is None}
-    todo = [job for job in missing.values() if not _complete(job.config)]
+    todo = [job for job in missing.values() if not complete(job.config)]
     teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
-    bases = [job for job in teachers.values() if not _complete(job.config)]
+    bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
-        _make(stage, device, workers, progress)
+        _make(stage, device, workers, progress, deadline)
     return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
 
 
@@ -163,7 +171,8 @@ def listing() -> list[dict[str, str | int | float]]:
     return rows
 
 
-def _complete(config: RunConfig) -> bool:
+def complete(config: RunConfig) -> bool:
+    """Whether a run's record is there."""
     return (folder(config) / "record.npz").exists()
 
 
@@ -172,7 +181,9 @@ def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
     return RunRecord.load(path) if not fresh and path.exists() else None
 
 
-def _make(jobs: Sequence[Job], device: str, workers: int | None, progress: bool) -> None:
+def _make(
+    jobs: Sequence[Job], device: str, workers: int | None, progress: bool, deadline: float
+) -> None:
     if not jobs:
         return
     cores = os.cpu_count() or 1
@@ -180,22 +191,26 @@ def _make(jobs: Sequence[Job], device: str, workers: int | None, progress: bool)
         workers = 1 if pick_device(device).type == "cuda" else cores
     if len(jobs) == 1 or workers == 1:
         for job in jobs:
-            _make_one(job, device, progress)
+            _make_one(job, device, progress, deadline)
         return
     # Fresh interpreters: a fork would inherit torch's threads, half alive.
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores // workers)
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(_make_one, job, device, False) for job in jobs]
+        futures = [pool.submit(_make_one, job, device, False, deadline) for job in jobs]
         for future in tqdm(as_completed(futures), "training", len(jobs), disable=not progress):
             future.result()
 
 
-def _make_one(job: Job, device: str, progress: bool) -> None:
+def _make_one(job: Job, device: str, progress: bool, deadline: float) -> None:
     place = folder(job.config)
+    if time.monotonic() > deadline:
+        raise Paused(f"{job.config.id} was not started; the same command goes on")
     if not job.members:
-        train(job.config, place, device=device, progress=progress)
+        train(job.config, place, device=device, progress=progress, deadline=deadline)
     elif job.make is distill:
-        distill(job.config, job.members, place, device=device, progress=progress)
+        distill(
+            job.config, job.members, place, device=device, progress=progress, deadline=deadline
+        )
     else:
         job.make(job.config, job.members, place, device=device)

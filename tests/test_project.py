@@ -40,17 +40,31 @@ OURS = {
     "plots_theory": "plots",
     "publish": "record stats",
     "models": "config",
-    "data": "config noise plane",
+    "augment": "",
+    "dataset": "augment",
+    "sources": "config plane",
+    "data": "config dataset noise sources",
     "checkpoint": "config record",
-    "recorder": "config data record",
-    "train": "checkpoint config data models record recorder",
-    "distill": "checkpoint config data fusion models record recorder train",
+    "schedule": "config",
+    "background": "",
+    "parallel": "config",
+    "recorder": "config dataset record",
+    "step": "config dataset models parallel",
+    "state": "checkpoint config step",
+    "train": (
+        "background checkpoint config data dataset models parallel record recorder schedule "
+        "state step"
+    ),
+    "distill": (
+        "augment checkpoint config data dataset fusion models parallel record recorder step train"
+    ),
     "views": "config data distill record recorder train",
-    "features": "config data distill record recorder theory train",
+    "features": "config data dataset distill record recorder theory train",
     "runs": "config distill features fusion record train views",
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
+    "grid": "compare config protocols record runs search students",
     "book": "config plots publish record runs stats",
 }
 NO_TORCH = (
