@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -292,6 +293,8 @@ def _scores(record: RunRecord) -> dict[str, Any]:
 
 
 def _show(rows: dict[str, Any], as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that train one run together, the first speaks
     if as_json:
         print(json.dumps(rows))
         return

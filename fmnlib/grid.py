@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from fmnlib import runs
 from fmnlib.compare import compare, independent_members
-from fmnlib.config import InputError, Paused, RunConfig
+from fmnlib.config import InputError, RunConfig
 from fmnlib.protocols import compare_protocols, protocol_jobs
 from fmnlib.record import RunRecord, write_whole
 from fmnlib.runs import Job
@@ -97,11 +96,12 @@ def work(
     Raises:
         Paused: If something is left to make for the deadline.
     """
-    while todo := [job for _, job in _named(every) if job and not runs.complete(job.config)]:
-        count = workers or 2
-        if time.monotonic() > deadline:
-            raise Paused("time is up; the same command goes on")
-        runs.obtain(todo[:count], fresh=True, device=device, workers=workers, deadline=deadline)
+    runs.make_all(
+        lambda: [job for _, job in _named(every) if job and not runs.complete(job.config)],
+        device=device,
+        workers=workers,
+        deadline=deadline,
+    )
 
 
 def status(every: Sequence[Cell]) -> list[dict[str, str | float]]:

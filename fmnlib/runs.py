@@ -1,12 +1,13 @@
 """Find a run by its config, or train it; independent runs side by side."""
 
 import dataclasses
+import functools
 import math
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fmnlib.distill import Member, average, distill, members_of, student_config
 from fmnlib.features import predict_truncated
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
+from fmnlib.sources import data_root
 from fmnlib.train import pick_device, train
 from fmnlib.views import predict_views
 
@@ -27,6 +29,7 @@ __all__ = [
     "find",
     "folder",
     "listing",
+    "make_all",
     "obtain",
     "root",
     "student",
@@ -151,7 +154,13 @@ def obtain(
     teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
-        _make(stage, device, workers, progress, deadline)
+        make_all(
+            functools.partial(_left, stage),
+            device=device,
+            workers=workers,
+            progress=progress,
+            deadline=deadline,
+        )
     return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
 
 
@@ -181,29 +190,49 @@ def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
     return RunRecord.load(path) if not fresh and path.exists() else None
 
 
-def _make(
-    jobs: Sequence[Job], device: str, workers: int | None, progress: bool, deadline: float
+def make_all(
+    jobs: Callable[[], Sequence[Job]],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+    deadline: float = math.inf,
 ) -> None:
-    if not jobs:
+    """Make jobs side by side until none is left; the list is asked for again after each.
+
+    On a CPU each has one thread: so it is fastest, and its bits do not depend on its neighbours.
+
+    Args:
+        jobs: What is left to make, most urgent first.
+        device: As in `fmnlib.train.train`.
+        workers: As in `obtain`.
+        progress: Show a bar.
+        deadline: As in `fmnlib.train.train`.
+
+    Raises:
+        Paused: If jobs are left for the deadline.
+    """
+    workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
+    if workers == 1:
+        while todo := jobs():
+            make(todo[0], folder(todo[0].config), device, progress, deadline)
         return
-    cores = os.cpu_count() or 1
-    if workers is None:
-        workers = 1 if pick_device(device).type == "cuda" else cores
-    if len(jobs) == 1 or workers == 1:
-        for job in jobs:
-            _make_one(job, device, progress, deadline)
-        return
-    # Fresh interpreters: a fork would inherit torch's threads, half alive.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cores // workers)
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(_make_one, job, device, False, deadline) for job in jobs]
-        for future in tqdm(as_completed(futures), "training", len(jobs), disable=not progress):
-            future.result()
+    pool = _pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    running: dict[Future[None], str] = {}
+    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+        while (todo := jobs()) or running:
+            todo = [job for job in todo if job.config.id not in running.values()]
+            for job in todo[: workers - len(running)]:
+                place = folder(job.config).absolute()
+                running[pool.submit(make, job, place, device, False, deadline)] = job.config.id
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                del running[future]
+                bar.update()
 
 
-def _make_one(job: Job, device: str, progress: bool, deadline: float) -> None:
-    place = folder(job.config)
+def make(job: Job, place: Path, device: str, progress: bool, deadline: float) -> None:
+    """Make one job in its folder."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command goes on")
     if not job.members:
@@ -214,3 +243,18 @@ def _make_one(job: Job, device: str, progress: bool, deadline: float) -> None:
         )
     else:
         job.make(job.config, job.members, place, device=device)
+
+
+def _left(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not complete(job.config)]
+
+
+@functools.cache
+def _pool(workers: int, *_place: str) -> ProcessPoolExecutor:
+    """Processes that are there for the next call, too: each takes seconds to load torch.
+
+    They know the data and the working folder that there were when they began.
+    """
+    # Fresh interpreters: a fork would inherit torch's threads, half alive.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))

@@ -60,7 +60,7 @@ OURS = {
     ),
     "views": "config data distill record recorder train",
     "features": "config data dataset distill record recorder theory train",
-    "runs": "config distill features fusion record train views",
+    "runs": "config distill features fusion record sources train views",
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
