@@ -1,5 +1,6 @@
 """The data set of a run: its samples chosen, its labels made noisy, its tensors on a device."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from fmnlib import noise
 from fmnlib.config import InputError, RunConfig
-from fmnlib.dataset import DataSet
+from fmnlib.dataset import Data, DataSet
 from fmnlib.sources import data_root, read
+from fmnlib.streamed import StreamedSet, open_folder
 
-__all__ = ["confused_with", "load"]
+__all__ = ["confused_with", "in_memory", "load"]
 
 # For each of the 100 classes of CIFAR-100, in torchvision's order, its superclass.
 _SUPERCLASS = (
@@ -27,11 +29,22 @@ _CONFUSABLE = {
 }
 
 
-def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
-    """The data set of a run, its labels made noisy, its images on a device.
+def load(config: RunConfig, device: str | torch.device = "cpu") -> Data:
+    """The data set of a run, its labels made noisy, its images on a device or in their files.
 
     Raises:
         InputError: If the data set is unknown or not where it should be.
+    """
+    if config.dataset.startswith("stream:"):
+        return _stream(config, torch.device(device))
+    return in_memory(config, device)
+
+
+def in_memory(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
+    """The data set of a run that is not streamed.
+
+    Raises:
+        InputError: If it is streamed, unknown, or not where it should be.
     """
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
@@ -61,6 +74,30 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         classes=classes,
         mean=tensor(mean),
         std=tensor(std),
+    )
+
+
+def _stream(config: RunConfig, device: torch.device) -> StreamedSet:
+    """Labels are made noisy and samples chosen as for images in memory."""
+    if config.evaluate != "test" or config.classes != "all":
+        raise InputError("streamed images are evaluated on their own folder, with all classes")
+    whole = open_folder(
+        Path(config.dataset.removeprefix("stream:")),
+        device,
+        size=config.image_size,
+        eval_size=config.eval_size,
+        eval_resize=config.eval_resize,
+        interpolation=config.interpolation,
+        erase=config.erase,
+    )
+    labels = whole.labels.cpu().numpy()
+    chosen = _subset(len(labels), config.train_samples, config.noise_seed)
+    evaluated = _subset(len(whole.eval_labels), config.eval_samples, config.noise_seed)
+    noisy, flipped = _add_noise(config, labels, chosen, whole.classes)
+    return dataclasses.replace(
+        whole.subset(chosen, evaluated),
+        labels=torch.from_numpy(noisy).to(device),
+        flipped=torch.from_numpy(flipped).to(device),
     )
 
 

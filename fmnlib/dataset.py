@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fmnlib.augment import draw, moved
+from fmnlib.streamed import StreamedSet
 
-__all__ = ["Bank", "DataSet"]
+__all__ = ["Bank", "Data", "DataSet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,3 +99,7 @@ class DataSet:
     def eval_views(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Evaluation images, normalised, for batches of their indices."""
         return (self.normalize(self.eval_images[index]) for index in batches)
+
+
+Data = DataSet | StreamedSet
+"""What training takes: images in memory, or in files."""

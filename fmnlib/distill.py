@@ -18,14 +18,14 @@ from fmnlib import data as datasets
 from fmnlib.augment import draw, moved
 from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import InputError, RunConfig
-from fmnlib.dataset import Bank, DataSet
+from fmnlib.dataset import Bank, Data, DataSet
 from fmnlib.fusion import Fusion
 from fmnlib.models import arithmetic, average_weights, mix_probs, reestimate_batchnorm
 from fmnlib.parallel import join
 from fmnlib.record import RunRecord
 from fmnlib.recorder import provenance
 from fmnlib.step import Criterion
-from fmnlib.train import build_model, claim, pick_device, predict, train
+from fmnlib.train import build_model, claim, evaluate, pick_device, predict, train
 
 __all__ = ["Member", "average", "distill", "load_network", "members_of", "student_config"]
 
@@ -103,6 +103,10 @@ def distill(
     _check_sum(members)
     data = datasets.load(config, join(pick_device(device))[1])
     if config.teacher_views and config.augment != "none":
+        if not isinstance(data, DataSet):
+            raise InputError(
+                "teacher_views are of images in memory; make it 0, or use folder:PATH"
+            )
         data = dataclasses.replace(data, bank=_bank(config, data))
     teacher = [(load_network(member, data), member.weight) for member in members]
     criterion = _criterion(config, data, teacher)
@@ -136,16 +140,17 @@ def average(
     states = ((load_network(m, data).state_dict(), m.weight) for m in members)
     model = build_model(config, data)
     model.load_state_dict(average_weights(states))
-    reestimate_batchnorm(model, (data.normalize(part) for part in data.images.split(500)))
+    every = torch.arange(len(data.labels), device=data.device)
+    reestimate_batchnorm(model, data.views(every.split(500), "none", 0))
     save_tensors(checkpoint_path(folder, 0), model.state_dict(), {})
-    probs = predict(model, data, data.eval_images, config.precision).softmax(1)[None].cpu().numpy()
+    probs = evaluate(model, data, config.precision).softmax(1)[None].cpu().numpy()
     record = RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
-    about = provenance(data.images.device, time.perf_counter() - started)
+    about = provenance(data.device, time.perf_counter() - started)
     dataclasses.replace(record, config=config, provenance=about).save(folder / "record.npz")
     return RunRecord.load(folder)
 
 
-def load_network(member: Member, data: DataSet) -> nn.Module:
+def load_network(member: Member, data: Data) -> nn.Module:
     """A member's network with its weights, in evaluation mode."""
     model = build_model(member.config, data)
     model.load_state_dict(_weights(member))
@@ -164,10 +169,11 @@ def _check_sum(members: Sequence[Member]) -> None:
 
 
 def _criterion(
-    config: RunConfig, data: DataSet, teacher: Sequence[tuple[nn.Module, float]]
+    config: RunConfig, data: Data, teacher: Sequence[tuple[nn.Module, float]]
 ) -> Criterion:
     temperature, share = config.temperature, config.soft_share
-    table, bank = _scored_beforehand(config, data, teacher), data.bank
+    table = _scored_beforehand(config, data, teacher)
+    bank = data.bank if isinstance(data, DataSet) else None
 
     def teach(images: Tensor, index: Tensor) -> Tensor:
         if table is None:
@@ -195,10 +201,10 @@ def _bank(config: RunConfig, data: DataSet) -> Bank:
 
 @torch.no_grad()
 def _scored_beforehand(
-    config: RunConfig, data: DataSet, teacher: Sequence[tuple[nn.Module, float]]
+    config: RunConfig, data: Data, teacher: Sequence[tuple[nn.Module, float]]
 ) -> Tensor | None:
     """The teacher's probabilities `[views, samples, classes]`; None where views never recur."""
-    if config.augment != "none" and data.bank is None:
+    if not isinstance(data, DataSet) or (config.augment != "none" and data.bank is None):
         return None
     all_images = [data.images] if data.bank is None else _banked(data.images, data.bank)
     views = []

@@ -67,7 +67,7 @@ def predict_truncated(
         raise InputError(f"features are of one network, not of {len(members)}; give one epoch")
     claim(folder, config)
     started = time.perf_counter()
-    data = datasets.load(config, pick_device(device))
+    data = datasets.in_memory(config, pick_device(device))
     net = load_network(members[0], data)
     inputs, evaluated = (learned_features(net, data, x) for x in (data.images, data.eval_images))
     labels = data.labels.cpu().numpy()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
     """
     kind, _, torchvision_name = name.partition(":")
     if kind == "torchvision":
-        return _from_torchvision(torchvision_name, classes, channels)
+        return _from_torchvision(torchvision_name, classes, channels, side)
     if name == "convnet":
         return _convnet(channels, classes, round(16 * width))
     if name == "mlp":
@@ -176,7 +177,7 @@ def _resnet(channels: int, classes: int, width: int, blocks: list[int]) -> nn.Mo
     return nn.Sequential(*layers, *head)
 
 
-def _from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
+def _from_torchvision(name: str, classes: int, channels: int, side: int) -> nn.Module:
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -187,4 +188,9 @@ def _from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
         raise InputError(
             f"{name} takes images of 3 channels, not {channels}; choose another model"
         )
-    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    sized: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        sized = {"image_size": side}
+    elif name.startswith("maxvit_"):
+        sized = {"input_size": (side, side)}
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **sized)

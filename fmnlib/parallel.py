@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from fmnlib.config import InputError
 
-__all__ = ["World", "join", "shared_batchnorm"]
+__all__ = ["ALONE", "World", "join", "shared_batchnorm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,15 @@ class World:
         return nn.parallel.DistributedDataParallel(model)
 
 
+ALONE = World()
+"""One process."""
+
+
 def join(device: torch.device) -> tuple[World, torch.device]:
     """Meet the other processes that torchrun started, if any; this process and its device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(), device
+        return ALONE, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmnlib.config import InputError, RunConfig
-from fmnlib.dataset import DataSet
+from fmnlib.dataset import Data
 from fmnlib.record import LOSS_EDGES, RunRecord
 
 __all__ = ["Recorder", "Seen", "provenance"]
@@ -51,7 +51,7 @@ class Recorder:
         data: Its data.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, data: DataSet) -> None:
+    def __init__(self, config: RunConfig, folder: Path, data: Data) -> None:
         epochs, samples = config.epochs, len(data.eval_labels)
         every = np.arange(config.keep_every - 1, epochs, config.keep_every)
         every = np.array(config.keep) if config.keep else every[every >= config.tail_epoch]

@@ -13,11 +13,20 @@ def learning_rate(config: RunConfig, done: float) -> float:
     >>> [learning_rate(RunConfig(lr=1.0), done) for done in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
     """
-    if config.schedule == "step":
-        return config.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    warmup = config.warmup / config.epochs
+    if done < warmup:
+        start = config.warmup_factor
+        return config.lr * (start + (1 - start) * done / warmup)
+    return _scheduled(config, (done - warmup) / (1 - warmup))
+
+
+def _scheduled(config: RunConfig, done: float) -> float:
+    if config.schedule in ("step", "thirds"):
+        first, second = (1 / 2, 3 / 4) if config.schedule == "step" else (1 / 3, 2 / 3)
+        return config.lr * 0.1 ** ((done >= first) + (done >= second))
     if config.schedule == "constant":
         return config.lr
-    high, low = config.lr, 0.0
+    high, low = config.lr, config.lr_min
     if config.schedule == "cyclic":
         done = done * config.cycles % 1
     elif config.schedule.endswith("tail"):

@@ -80,7 +80,9 @@ def _digits() -> Arrays:
 
 def _torchvision(dataset: str) -> tuple[str, str]:
     if dataset not in _TORCHVISION:
-        known = ", ".join(["digits", *_TORCHVISION, "animal10n", "wave", "folder:PATH"])
+        known = ", ".join(
+            ["digits", *_TORCHVISION, "animal10n", "wave", "folder:PATH", "stream:PATH"]
+        )
         raise InputError(f"dataset is {dataset!r}; known are {known}")
     return _TORCHVISION[dataset]
 

@@ -8,13 +8,15 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fmnlib.config import RunConfig
-from fmnlib.dataset import DataSet
+from fmnlib.dataset import Data
 from fmnlib.models import arithmetic
 from fmnlib.parallel import World
+from fmnlib.regularize import mix, parameter_groups
 
 __all__ = ["Criterion", "Parts", "Step", "make_optimizer"]
 
@@ -53,7 +55,7 @@ class Step:
     def __init__(
         self,
         config: RunConfig,
-        data: DataSet,
+        data: Data,
         parts: Parts,
         criterion: Criterion,
         world: World,
@@ -61,11 +63,23 @@ class Step:
     ) -> None:
         self.config, self.data, self.parts, self.criterion = config, data, parts, criterion
         self.world, self._net = world, world.wrap(parts.model)
+        self._mixes = config.mixup > 0 or config.cutmix > 0
+        # How images mix is drawn on the host, and a graph would keep the first draw.
         self._graphs = graphs and data.device.type == "cuda" and world.size == 1
+        self._graphs = self._graphs and not self._mixes
+        self._rng = np.random.default_rng(0)
         self._seen: dict[int, int] = {}
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.losses = torch.zeros(len(data.labels), device=data.device)
         self.right = torch.zeros_like(self.losses, dtype=torch.bool)
+
+    def begin(self, seed: int) -> None:
+        """Begin an epoch, whose randomness comes from a seed."""
+        torch.manual_seed(seed)  # dropout and the like
+        self._rng = np.random.default_rng((seed, self.world.rank))
+        self.losses.zero_()
+        self.right.zero_()
+        self.parts.model.train()
 
     def __call__(self, images: Tensor, index: Tensor, lr: float) -> None:
         """Take one step on this process's part of a batch, as `DataSet.views` gives it."""
@@ -84,15 +98,21 @@ class Step:
             self._take(images, index)
 
     def _take(self, images: Tensor, index: Tensor) -> None:
-        parts = self.parts
-        with arithmetic(self.config.precision, images.device):
+        config, parts = self.config, self.parts
+        if self._mixes:
+            images, partner, lam = mix(images, config.mixup, config.cutmix, self._rng)
+        with arithmetic(config.precision, images.device):
             logits = self._net(images).float()
         loss = self.criterion(logits, images, index)
+        if self._mixes:
+            loss = lam * loss + (1 - lam) * self.criterion(logits, images, index[partner])
         parts.optimizer.zero_grad()
         self.mean(loss).backward()
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(parts.model.parameters(), config.clip_norm, foreach=True)
         parts.optimizer.step()
         if parts.ema is not parts.model:
-            _update_ema(parts.ema, parts.model, self.config.ema)
+            _update_ema(parts.ema, parts.model, config.ema)
         self.losses[index] = loss.detach()
         self.right[index] = logits.detach().argmax(1) == self.data.labels[index]
 
@@ -132,16 +152,14 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     device = next(model.parameters()).device
     fused = device.type == "cuda"
     lr = torch.tensor(config.lr, device=device) if fused else config.lr
-    groups = model.parameters()
+    groups = parameter_groups(model, config.weight_decay, config.no_decay)
     if config.optimizer == "adamw":
-        decay = config.weight_decay
-        return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=fused, capturable=fused)
+        return torch.optim.AdamW(groups, lr, fused=fused, capturable=fused)
     return torch.optim.SGD(
         groups,
         lr,
         config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
+        nesterov=config.nesterov and config.momentum > 0,
         fused=fused,
     )
 

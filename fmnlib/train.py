@@ -26,16 +26,16 @@ from fmnlib import data as datasets
 from fmnlib.background import Background
 from fmnlib.checkpoint import checkpoint_path, lossless, save_tensors
 from fmnlib.config import InputError, Paused, RunConfig
-from fmnlib.dataset import DataSet
+from fmnlib.dataset import Data, DataSet
 from fmnlib.models import arithmetic, build, in_half
-from fmnlib.parallel import World, join, shared_batchnorm
+from fmnlib.parallel import ALONE, World, join, shared_batchnorm
 from fmnlib.record import RunRecord, write_whole
 from fmnlib.recorder import Recorder, Seen
 from fmnlib.schedule import learning_rate
 from fmnlib.state import clear, newest, restore, snapshot, under, write_state
 from fmnlib.step import Criterion, Parts, Step, make_optimizer
 
-__all__ = ["build_model", "claim", "pick_device", "predict", "train"]
+__all__ = ["build_model", "claim", "evaluate", "pick_device", "predict", "train"]
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     folder: Path,
     *,
     device: str = "auto",
-    data: DataSet | None = None,
+    data: Data | None = None,
     criterion: Criterion | None = None,
     initial: Mapping[str, Tensor] | None = None,
     progress: bool = True,
@@ -80,7 +80,7 @@ def train(
         raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
     world, place = join(pick_device(device))
     data = datasets.load(config, place) if data is None else data
-    criterion = criterion or _cross_entropy(data.labels)
+    criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
     with _alone(config, folder, world), torch.random.fork_rng():
         if not (folder / "record.npz").exists():
             parts = _start(config, data, initial, world)
@@ -108,7 +108,7 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"device is {device!r}, which is not here; use cpu or auto") from error
 
 
-def build_model(config: RunConfig, data: DataSet) -> nn.Module:
+def build_model(config: RunConfig, data: Data) -> nn.Module:
     """The network of a run, with fresh weights of its seed, on its data's device."""
     torch.manual_seed(config.seed)
     channels, side, _ = data.shape
@@ -159,7 +159,7 @@ def _alone(config: RunConfig, folder: Path, world: World) -> Iterator[None]:
 
 
 def _start(
-    config: RunConfig, data: DataSet, initial: Mapping[str, Tensor] | None, world: World
+    config: RunConfig, data: Data, initial: Mapping[str, Tensor] | None, world: World
 ) -> Parts:
     model = build_model(config, data)
     if initial is not None:
@@ -193,7 +193,7 @@ def _epochs(
     before = time.monotonic()
     for epoch in epochs:
         lr = _train_epoch(step, epoch)
-        logits = _evaluate(parts.ema, data, config.precision, world)
+        logits = evaluate(parts.ema, data, config.precision, world)
         losses, right = world.gather(step.losses.clone()), world.gather(step.right.long()) > 0
         now = time.monotonic()
         seen = Seen(logits, losses, right, lr, now - before)
@@ -230,14 +230,11 @@ def _train_epoch(step: Step, epoch: int) -> float:
     """One pass over the training data; the learning rate of its last step."""
     config, data = step.config, step.data
     seed, samples = _mixed_seed(config.seed, epoch), len(data.labels)
-    torch.manual_seed(seed)  # dropout and the like
     generator = torch.Generator(data.device).manual_seed(seed)
     order = torch.randperm(samples, generator=generator, device=data.device)
     batches = order.tensor_split(math.ceil(samples / config.batch_size))  # no tail of one sample
     parts = [step.world.part(index) for index in batches]
-    step.losses.zero_()
-    step.right.zero_()
-    step.parts.model.train()
+    step.begin(seed)
     lr = math.nan
     for number, (index, images) in enumerate(
         zip(parts, data.views(parts, config.augment, seed + 2**40), strict=True)
@@ -248,7 +245,9 @@ def _train_epoch(step: Step, epoch: int) -> float:
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, data: DataSet, precision: str, world: World) -> Tensor:
+def evaluate(
+    model: nn.Module, data: Data, precision: str = "auto", world: World = ALONE
+) -> Tensor:
     """Logits of the evaluation images `[samples, classes]`, each process its part."""
     model.eval()
     samples = len(data.eval_labels)
@@ -264,8 +263,10 @@ def _eval_batch(device: torch.device) -> int:
     return 2500 if device.type == "cuda" else 1000
 
 
-def _cross_entropy(labels: Tensor) -> Criterion:
-    return lambda logits, _, index: F.cross_entropy(logits, labels[index], reduction="none")
+def _cross_entropy(labels: Tensor, smoothing: float) -> Criterion:
+    return lambda logits, _, index: F.cross_entropy(
+        logits, labels[index], reduction="none", label_smoothing=smoothing
+    )
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:

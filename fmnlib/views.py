@@ -53,7 +53,7 @@ def predict_views(
         return RunRecord.load(folder)
     claim(folder, config)
     started = time.perf_counter()
-    data = datasets.load(config, pick_device(device))
+    data = datasets.in_memory(config, pick_device(device))
     views = half_shifts(data.eval_images)
     probs = torch.zeros(len(data.eval_labels), data.classes, device=data.images.device)
     for member in members:
