@@ -92,7 +92,7 @@ class StreamedSet:
             eval_labels=self.eval_labels[eval_rows],
         )
 
-    def views(self, batches: Sequence[Tensor], augment: str, seed: int) -> Iterator[Tensor]:
+    def views(self, batches: Iterable[Tensor], augment: str, seed: int) -> Iterator[Tensor]:
         """Augmented training images, float, mean 0 and deviation 1, channels last, on the device.
 
         Args:
@@ -106,17 +106,12 @@ class StreamedSet:
         if augment not in AUGMENTS:
             known = ", ".join(AUGMENTS)
             raise InputError(f"augment is {augment!r}; for images in files choose one of {known}")
-        counts = [len(batch) for batch in batches]
-        order = torch.cat(list(batches)).cpu().numpy()  # one copy from the device, before it works
-        parts = np.split(order, np.cumsum(counts)[:-1])
-        keys = ([(self.files[i], int(i)) for i in part] for part in parts)
-        return self._load(keys, self._training_steps(augment), seed)
+        return self._load(_keys(self.files, batches), self._training_steps(augment), seed)
 
-    def eval_views(self, batch: int) -> Iterator[Tensor]:
-        """Evaluation images in order, as `views` gives them: resized, and the centre cut out."""
-        starts = range(0, len(self.eval_files), batch)
-        keys = ([(file, 0) for file in self.eval_files[i : i + batch]] for i in starts)
-        return self._load(keys, self._centre(self.eval_resize, self.eval_size), 0)
+    def eval_views(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Evaluation images, as `views` gives them: resized, and the centre cut out."""
+        steps = self._centre(self.eval_resize, self.eval_size)
+        return self._load(_keys(self.eval_files, batches), steps, 0)
 
     def _load(self, keys: Iterable[Keys], steps: Any, seed: int) -> Iterator[Tensor]:
         """Decode batches in the workers, which live as long as the iterator, and bring them here.
@@ -258,6 +253,14 @@ class _Decoder(Dataset[Any]):
                 torch.default_generator.manual_seed(int(mixed[0]))
                 images.append(self.steps(pixels))
         return torch.stack(images)
+
+
+def _keys(files: np.ndarray, batches: Iterable[Tensor]) -> Iterator[Keys]:
+    """Batches of files and their indices; those come from the device once, before it works."""
+    chosen = list(batches)
+    order = torch.cat(chosen).cpu().numpy()
+    for part in np.split(order, np.cumsum([len(batch) for batch in chosen])[:-1]):
+        yield [(files[i], int(i)) for i in part]
 
 
 def _as_is(batch: Any) -> Any:
