@@ -16,7 +16,7 @@ test: .venv/ready
 	$(BIN)/fmn book --cached
 
 benchmarks: .venv/ready
-	$(BIN)/python benchmarks/search.py
+	@$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf _build .venv
