@@ -32,23 +32,22 @@ class Case:
 
 def cases(device: torch.device, small: bool = False) -> list[Case]:
     """What is timed on a device; a ResNet-18 only on a GPU."""
+    cuda = device.type == "cuda"
     quick = RunConfig(epochs=20)
-    standard = RunConfig.of_profile("standard", train_samples=2000, eval_samples=1000, epochs=5)
+    part = {} if cuda else {"train_samples": 2000, "eval_samples": 1000}
+    standard = RunConfig.of_profile("standard", epochs=12 if cuda else 5, **part)
     if small:
         quick = RunConfig(epochs=4, train_samples=200, eval_samples=100)
-        standard = dataclasses.replace(standard, train_samples=128, eval_samples=100, epochs=4)
+        standard = dataclasses.replace(standard, train_samples=200, eval_samples=100, epochs=4)
     found = [
         Case("convnet, digits", quick, RunConfig().epochs),
         Case("ResNet-8, Fashion-MNIST", standard, RunConfig.of_profile("standard").epochs),
     ]
-    if device.type == "cuda":
-        whole = RunConfig.of_profile("standard", epochs=20)
-        found[1] = dataclasses.replace(found[1], config=whole)
+    if cuda:
         paper = RunConfig.of_profile("paper")
-        found.append(
-            Case("ResNet-18, CIFAR-100", dataclasses.replace(paper, epochs=10), paper.epochs)
-        )
-    return found
+        timed = dataclasses.replace(paper, epochs=10)
+        found.append(Case("ResNet-18, CIFAR-100", timed, paper.epochs))
+    return found if cuda or not small else found[:1]
 
 
 def affordable(device: torch.device, small: bool) -> list[Case]:

@@ -1,24 +1,21 @@
-"""Images too many for memory, decoded and augmented by other processes while a network trains.
+"""Images too many for memory, read from files while a network trains.
 
-A folder holds `train/CLASS/*` and `val/CLASS/*` (or test/), as ImageNet does. What an image looks
-like in an epoch is decided by the epoch's seed and the image's index alone: not by how many
-processes decode, nor by what they decoded before.
+A folder holds `train/CLASS/*` and `val/CLASS/*` (or test/), as ImageNet does.
 """
 
 import dataclasses
-import multiprocessing
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from fmnlib.config import InputError
+from fmnlib.reader import Reader, Request, usual_workers
 
 __all__ = ["AUGMENTS", "StreamedSet", "open_folder"]
 
@@ -27,8 +24,6 @@ AUGMENTS = ("none", "imagenet", "trivial", "rand")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images per channel, in units of 255."""
-
-Keys = Sequence[tuple[bytes, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,35 +101,25 @@ class StreamedSet:
         if augment not in AUGMENTS:
             known = ", ".join(AUGMENTS)
             raise InputError(f"augment is {augment!r}; for images in files choose one of {known}")
-        return self._load(_keys(self.files, batches), self._training_steps(augment), seed)
+        asked = _requests(self.root, self.files, batches, self._training_steps(augment), seed)
+        return self._arrivals(asked)
 
     def eval_views(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Evaluation images, as `views` gives them: resized, and the centre cut out."""
         steps = self._centre(self.eval_resize, self.eval_size)
-        return self._load(_keys(self.eval_files, batches), steps, 0)
+        return self._arrivals(_requests(self.root, self.eval_files, batches, steps, 0))
 
-    def _load(self, keys: Iterable[Keys], steps: Any, seed: int) -> Iterator[Tensor]:
-        """Decode batches in the workers, which live as long as the iterator, and bring them here.
-
-        Starting them takes a moment once an epoch, and epochs of such data take minutes.
-        """
-        cuda = self.device.type == "cuda"
-        loader: DataLoader[Any] = DataLoader(
-            _Decoder(self.root, steps, seed),
-            batch_sampler=keys,  # type: ignore[arg-type]  # keys stand in for indices
-            num_workers=self.workers,
-            collate_fn=_as_is,
-            pin_memory=cuda,
-            multiprocessing_context=_context() if self.workers else None,
-            generator=torch.Generator(),  # else it draws from the global random state
-        )
+    def _arrivals(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """The batches that are asked for, on the device and normalised there."""
         scale = torch.tensor(STD, device=self.device).mul(255).reciprocal()[:, None, None]
         shift = torch.tensor(MEAN, device=self.device).mul(255)[:, None, None] * scale
-        for images in loader:
-            if isinstance(images, InputError):
-                raise images
+        for images in self._reader.read(requests):
             here = images.to(self.device, non_blocking=True)
             yield (here * scale - shift).contiguous(memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.workers, pinned=self.device.type == "cuda")
 
     def _training_steps(self, augment: str) -> Any:
         from torchvision.transforms import v2
@@ -184,12 +169,14 @@ def open_folder(
             usual 256 for 224.
         interpolation: How images are resized.
         erase: Probability that a random rectangle of a training image is erased.
-        workers: Processes that decode; this process's share of the cores where not given.
+        workers: Processes that decode; where not given the environment variable FMN_WORKERS, or
+            this process's share of the cores.
 
     Raises:
         InputError: If the folder does not hold images in this way.
 
     >>> import tempfile
+    >>> from PIL import Image
     >>> from sklearn.datasets import load_sample_images
     >>> folder = Path(tempfile.mkdtemp())
     >>> for part in ("train", "val"):
@@ -229,58 +216,19 @@ def open_folder(
         eval_resize=eval_resize or eval_size * 8 // 7,
         interpolation=interpolation,
         erase=erase,
-        workers=_share_of_cores() if workers is None else workers,
+        workers=usual_workers() if workers is None else workers,
     )
 
 
-class _Decoder(Dataset[Any]):
-    """What runs in the workers: from keys to a batch of images, uint8 `[batch, 3, side, side]`."""
-
-    def __init__(self, root: Path, steps: Any, seed: int) -> None:
-        self.root, self.steps, self.seed = root, steps, seed
-
-    def __getitems__(self, keys: Keys) -> Tensor | InputError:
-        images = []
-        for file, index in keys:
-            path = self.root / os.fsdecode(file)
-            try:
-                with Image.open(path) as image:
-                    pixels = image.convert("RGB")
-            except (OSError, SyntaxError) as error:  # given back: a worker's error has many lines
-                return InputError(f"{path} is no image ({error}); replace or remove it")
-            mixed = np.random.SeedSequence((self.seed, index)).generate_state(1)
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(mixed[0]))
-                images.append(self.steps(pixels))
-        return torch.stack(images)
-
-
-def _keys(files: np.ndarray, batches: Iterable[Tensor]) -> Iterator[Keys]:
-    """Batches of files and their indices; those come from the device once, before it works."""
+def _requests(
+    root: Path, files: np.ndarray, batches: Iterable[Tensor], steps: Any, seed: int
+) -> Iterator[Request]:
+    """One for each batch; the indices come from the device at once, before it is at work."""
     chosen = list(batches)
     order = torch.cat(chosen).cpu().numpy()
     for part in np.split(order, np.cumsum([len(batch) for batch in chosen])[:-1]):
-        yield [(files[i], int(i)) for i in part]
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+        yield Request(root, files[part].tolist(), part.tolist(), steps, seed)
 
 
 def _classes(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-
-
-def _context() -> Any:
-    """Workers start from a process of one thread: a fork of this one would copy held locks."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fmnlib.streamed", "torchvision.transforms.v2"])
-    return context
-
-
-def _share_of_cores() -> int:
-    """Cores that this process may use, divided among the runs that torchrun put side by side."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

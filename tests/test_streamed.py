@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +91,14 @@ def test_a_view_depends_on_the_seed_and_the_sample_alone(root, augment):
     assert torch.equal(together, apart.flip(0))
     other = every_view(data, augment, seed=4)
     assert all(not torch.equal(one, two) for one, two in zip(together, other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iteration_that_was_left_does_not_disturb_the_next(root, workers):
+    data = open_folder(root, size=32, workers=workers)
+    wanted = every_view(dataclasses.replace(data, workers=0))
+    next(data.views(batches([1], [2], [3], [4], [5], [6], [7]), "trivial", seed=9))
+    assert torch.equal(every_view(data), wanted)
 
 
 def test_augmentations_differ(root):
@@ -190,6 +200,30 @@ def test_a_damaged_image_is_told_in_one_line(root, tmp_path, workers, damage):
     with pytest.raises(InputError, match=r"train/china/0.jpg is no image .*; replace") as error:
         every_view(data, rows=[[0]])
     assert "\n" not in str(error.value)
+
+
+def test_workers_that_cannot_start_are_told_in_one_line(root):
+    """A script that is read from standard input cannot be read again by a worker."""
+    script = (
+        "import torch\nfrom pathlib import Path\nfrom fmnlib.streamed import open_folder\n"
+        f"data = open_folder(Path({str(root)!r}), size=32, workers=1)\n"
+        "next(data.views([torch.tensor([0])], 'none', 0))"
+    )
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "InputError: reading images ended: DataLoader worker" in last
+    assert "under `if __name__ == '__main__':`, free memory, or set FMN_WORKERS=0" in last
+
+
+def test_the_environment_says_how_many_workers(root, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")  # as torchrun tells its processes
+    assert open_folder(root).workers == 1
+    monkeypatch.setenv("FMN_WORKERS", "0")
+    assert open_folder(root).workers == 0
+    assert open_folder(root, workers=3).workers == 3
+    monkeypatch.setenv("FMN_WORKERS", "many")
+    with pytest.raises(InputError, match="FMN_WORKERS is 'many'; make it a count"):
+        open_folder(root)
 
 
 def test_bad_folders_are_told_in_one_line(root, tmp_path):
