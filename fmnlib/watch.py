@@ -33,9 +33,7 @@ class Watch:
     1.0
     """
 
-    def __init__(
-        self, folder: Path | str, batches: Iterable[Any], *, start: int = 0
-    ) -> None:
+    def __init__(self, folder: Path | str, batches: Iterable[Any], *, start: int = 0) -> None:
         with _undisturbed():
             labels = torch.cat([_labels(batch) for batch in batches])
         self.batches, self.tracker = batches, Tracker(folder, labels, start=start)
