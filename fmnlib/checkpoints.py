@@ -7,7 +7,6 @@ but tensors and plain containers (`weights_only=True`).
 import dataclasses
 import glob
 import importlib.util
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,8 +60,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError,
-            safetensors.SafetensorError, EOFError) as error:  # fmt: skip
+    except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
         reason = " ".join(str(error).split())[:90]
         raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
     for name in ("state_dict", "model_state_dict", "model"):
@@ -159,7 +157,12 @@ def record_checkpoints(
     for path in tqdm(paths, "predicting", unit="checkpoint"):
         fit(model, read_state(path), str(path))
         parts = pictures.images.split(batch)
-        logits = [model(view.normalize(part.to(device))).float().cpu() for part in parts]
+        try:
+            logits = [model(view.normalize(part.to(device))).float().cpu() for part in parts]
+        except RuntimeError as error:
+            reason, shape = str(error).partition("\n")[0], list(parts[0].shape[1:])
+            told = f"the model takes no images of shape {shape} ({reason})"
+            raise InputError(f"{told}; check their size and the number of means") from error
         probs.append(torch.cat(logits).softmax(1))
     stacked = torch.stack(probs)
     if stacked.shape[2] != len(pictures.classes):
