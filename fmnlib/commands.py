@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from fmnlib import scores
 from fmnlib.config import InputError
 from fmnlib.external import Files, fuse_files
-from fmnlib.gains import gains, picks
+from fmnlib.gains import gains, in_rows, picks
 from fmnlib.intervals import Interval
 from fmnlib.record import RunRecord, write_whole
 from fmnlib.search import knowledge_fusion
@@ -97,7 +97,7 @@ def fuse(
     if place is not None:
         fusion.save(place / "fusion.json")
     epochs = [f"epoch {epoch}" for epoch in range(record.epochs)]
-    told = gains(val, test, fusion) | picks(fusion, epochs)
+    told = in_rows(gains(val, test, fusion)) | picks(fusion, epochs)
     show(told | {"networks": fusion.networks, "split": split}, as_json)
 
 
@@ -138,7 +138,7 @@ def show(rows: Mapping[str, Any], as_json: bool) -> None:
         return
     for name, value in rows.items():
         text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        print(f"{name:<38} {value.points if isinstance(value, Interval) else text}")
+        print(f"{name:<38} {text}")
 
 
 def _window(record: RunRecord) -> int:

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from fmnlib import intervals, scores
 from fmnlib.fusion import early_stopping, fuse, refuse_test, right_samples
-from fmnlib.intervals import Interval
+from fmnlib.intervals import Gain, Interval
 from fmnlib.record import RunRecord
 from fmnlib.search import knowledge_fusion
 
@@ -57,9 +57,9 @@ class Diagnosis:
     classes: pd.DataFrame
     early_epoch: int
     networks: int | None
-    fused: Interval | None
-    stopped: Interval
-    over_stopped: Interval | None
+    fused: Gain | None
+    stopped: Gain
+    over_stopped: Gain | None
 
     @property
     def overfits(self) -> bool:
@@ -111,14 +111,14 @@ class Diagnosis:
         lost = f"Half of what epoch {self.epoch} knew and the end does not was lost"
         worst = [f"{c} ({self.classes['forgotten'][c]:.0%})" for c in self.worst_classes]
         listed = ", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if worst[5:] else "")
-        return [f"{lost} by epoch {self.lost_by}.", f"Classes that overfit: {listed or 'none'}."]
+        return [f"{lost} for good by epoch {self.lost_by}.", f"Classes that overfit: {listed or 'none'}."]
 
     def _recovery(self) -> list[str]:
-        stopped = f"early stopping at epoch {self.early_epoch}: {self.stopped.points}, one network"
+        stopped = f"early stopping at epoch {self.early_epoch}: {self.stopped}, one network"
         if self.fused is None:
             return [f"Expected over the final network, {stopped}; fusion needs probabilities."]
         networks = "one network" if self.networks == 1 else f"{self.networks} networks"
-        fused = f"Knowledge Fusion: {self.fused.points}, {networks} a prediction"
+        fused = f"Knowledge Fusion: {self.fused}, {networks} a prediction"
         return [f"Expected over the final network, {fused}; {stopped}."]
 
     def _advice(self) -> str:
@@ -127,7 +127,7 @@ class Diagnosis:
         if self.advice == "stop early":
             take = f"Take the checkpoint of epoch {self.early_epoch}"
             return f"{take}: that fusing and distilling beat it is not certain on these samples."
-        beats = f"it beats early stopping by {self.over_stopped and self.over_stopped.points}"
+        beats = f"it beats early stopping by {self.over_stopped}"
         return f"Fuse, and distil the fusion: {beats}; a student costs one network a prediction."
 
 

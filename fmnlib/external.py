@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from fmnlib.config import InputError
 from fmnlib.fusion import Fusion
-from fmnlib.gains import gains, picks
+from fmnlib.gains import gains, in_rows, picks
 from fmnlib.record import RunRecord, write_whole
 
 __all__ = ["Files", "fuse_files"]
@@ -108,7 +108,7 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
     written = checkpoints.record_checkpoints(make(), [files.output], pictures, view, device=device)
     right: dict[str, np.ndarray] = {files.network: written.correct[0, _half(record, split, 1)]}
     seen = f"{len(record.labels)} of {len(pictures.classes)} classes; {view}"
-    told = {"checkpoints": len(paths), "images": seen} | gains(val, test, fusion, right)
+    told = {"checkpoints": len(paths), "images": seen} | in_rows(gains(val, test, fusion, right))
     told |= picks(fusion, names) | {"networks": fusion.networks}
     return told | {"written": f"{files.output}, {about}"}
 

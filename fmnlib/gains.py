@@ -1,16 +1,17 @@
-"""What a fusion gains on the test half, told as named numbers."""
+"""What a fusion gains on the test half, as a table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 
 from fmnlib import intervals
 from fmnlib.fusion import Fusion, early_stopping, fuse, right_samples, single
+from fmnlib.intervals import Gain
 from fmnlib.record import RunRecord
 
-__all__ = ["gains", "picks"]
+__all__ = ["gains", "in_rows", "picks"]
 
 
 def gains(
@@ -18,7 +19,7 @@ def gains(
     test: RunRecord,
     fusion: Fusion,
     others: Mapping[str, Bool[np.ndarray, " samples"]] | None = None,
-) -> dict[str, Any]:
+) -> pd.DataFrame:
     """Test accuracies, and how much each is above the final network's, with an interval.
 
     Args:
@@ -26,13 +27,31 @@ def gains(
         test: The other half.
         fusion: What was chosen.
         others: Which test samples other predictors get right.
+
+    Returns:
+        A row a predictor (single, early_stopping, fused, others), as shares of 1: accuracy, gain
+        over the final network, and the ends of its interval (`fmnlib.intervals.gain`).
     """
     chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
     right = {name: right_samples(fuse(test, f), test.labels) for name, f in chosen.items()}
     right |= others or {}
-    told: dict[str, Any] = {f"test accuracy, {n}": float(r.mean()) for n, r in right.items()}
-    baseline = right.pop("single")
-    return told | {f"gain, {name}": intervals.gain(r, baseline) for name, r in right.items()}
+    rows = {}
+    for name, mask in right.items():
+        found = intervals.gain(mask, right["single"])
+        ends = {"gain": found.value, "low": found.low, "high": found.high}
+        rows[name] = {"accuracy": float(mask.mean())} | ends
+    rows["single"] |= dict.fromkeys(("gain", "low", "high"), 0.0)
+    return pd.DataFrame(rows).T
+
+
+def in_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
+    """The same as named numbers, for one line each."""
+    told: dict[str, float | Gain] = {
+        f"test accuracy, {name}": float(value) for name, value in table["accuracy"].items()
+    }
+    for name, row in table.drop(index="single").iterrows():
+        told[f"gain, {name}"] = Gain(*map(float, row[["gain", "low", "high"]]))
+    return told
 
 
 def picks(fusion: Fusion, names: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
-__all__ = ["Interval", "gain", "share"]
+__all__ = ["Gain", "Interval", "gain", "share"]
 
 _EDGE = 1e-9
 
@@ -29,9 +29,12 @@ class Interval:
         """In percent: the value, then the ends."""
         return f"{100 * self.value:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
-    @property
-    def points(self) -> str:
-        """In percentage points, with a sign, for a difference."""
+
+class Gain(Interval):
+    """An interval of a difference."""
+
+    def __str__(self) -> str:
+        """In percentage points, with a sign: the value, then the ends."""
         ends = f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
         return f"{100 * self.value:+.1f} points ({ends})"
 
@@ -50,7 +53,7 @@ def gain(
     right: Bool[np.ndarray, " samples"],
     baseline: Bool[np.ndarray, " samples"],
     level: float = 0.95,
-) -> Interval:
+) -> Gain:
     """How much more accurate one predictor is than another on the same samples.
 
     The score interval of Tango (1998) for a difference of paired shares: it rests on the
@@ -62,7 +65,7 @@ def gain(
         level: Of the interval.
 
     >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
-    >>> print(gain(right, baseline).points)
+    >>> print(gain(right, baseline))
     +10.0 points (+5.5 to +17.4)
     """
     won, lost = int((right & ~baseline).sum()), int((~right & baseline).sum())
@@ -78,7 +81,7 @@ def gain(
             return float(sign)
         return float(brentq(beyond, value, limit))
 
-    return Interval(value, end(-1), end(1))
+    return Gain(value, end(-1), end(1))
 
 
 def _score(delta: float, won: int, lost: int, samples: int) -> float:
