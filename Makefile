@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := book
-.PHONY: book test benchmarks clean
+.PHONY: book test colab-test benchmarks clean
 
 book: .venv/ready
 	@$(BIN)/fmn book
@@ -14,6 +14,9 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadscope --nbval-lax
 	$(BIN)/fmn book --cached
+
+colab-test: .venv/ready
+	$(BIN)/pytest -q -m colab tests/test_colab.py
 
 benchmarks: .venv/ready
 	@$(BIN)/python -m benchmarks

@@ -2,19 +2,17 @@
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
-from fmnlib import __version__, scores
+from fmnlib import __version__, commands
+from fmnlib.commands import Json, facts, find_folder, load, show
 from fmnlib.config import InputError, Paused, RunConfig
-from fmnlib.fusion import Fusion, accuracy, early_stopping, single
-from fmnlib.record import RunRecord
+from fmnlib.fusion import Fusion, accuracy, single
 from fmnlib.search import knowledge_fusion
 
 __all__ = ["main"]
@@ -24,7 +22,6 @@ app = App(
     version=__version__,
     help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
 )
-Json = Annotated[bool, Parameter(name="--json", negative="")]
 Flags = Annotated[RunConfig, Parameter(name="*")]
 _QUICK = RunConfig()
 
@@ -53,59 +50,11 @@ def train_run(
 
     deadline = time.monotonic() + 60 * max_minutes
     record = train(config, runs.folder(config), device=device, deadline=deadline)
-    _show({"run": config.id} | _scores(record), as_json)
+    show({"run": config.id} | facts(record), as_json)
 
 
-@app.command
-def score(run: str, *, as_json: Json = False) -> None:
-    """Say how much a run forgot: accuracy, forget fraction, epoch by epoch extremes, classes.
-
-    Args:
-        run: Folder of a run, the beginning of its name, or a record's .npz file.
-        as_json: Print JSON.
-    """
-    record = _load(run)
-    correct = record.correct
-    forgotten = scores.by_class(correct & ~correct[-1], record.labels, record.classes)
-    worst = np.argsort(-np.nan_to_num(forgotten.max(axis=1)))[:3]
-    classes = {f"worst class {c}, max F_e": float(forgotten[c].max()) for c in worst.tolist()}
-    _show(_scores(record) | classes, as_json)
-
-
-@app.command(name="fuse")
-def fuse_run(
-    run: str,
-    *,
-    split: int = 0,
-    window: int = 1,
-    max_picks: int | None = None,
-    grid: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Find the forgotten epochs of a run and mix them in (Knowledge Fusion).
-
-    Half of the evaluation data chooses, the other half is reported. The result is written to
-    fusion.json in the run's folder.
-
-    Args:
-        run: Folder of a run, the beginning of its name, or a record's .npz file.
-        split: Seed that draws the halves.
-        window: Epochs averaged on either side of a pick.
-        max_picks: Stop after so many picks; 1 is the papers' "(i)".
-        grid: Choose shares on the papers' grid of 0.01 instead of exactly.
-        as_json: Print JSON.
-    """
-    record = _load(run)
-    val, test = record.split(split)
-    shares = np.arange(0, 1.005, 0.01) if grid else None
-    fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
-    chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
-    told = {f"test accuracy, {name}": accuracy(test, f) for name, f in chosen.items()}
-    picks = {f"pick {i + 1}": f"epoch {e}, share {s:.3f}" for i, (e, s) in enumerate(fusion.picks)}
-    place = _folder(run)
-    if place is not None:
-        fusion.save(place / "fusion.json")
-    _show(told | picks | {"networks": fusion.networks, "split": split}, as_json)
+app.command(commands.score)
+app.command(commands.fuse)
 
 
 @app.command(name="distill")
@@ -134,7 +83,7 @@ def distill_run(
     """
     from fmnlib.distill import distill, members_of, student_config
 
-    place, record = _folder(run), _load(run)
+    place, record = find_folder(run), load(run)
     if place is None or record.config is None:
         raise InputError(f"{run} has no checkpoints; give the folder of a run")
     val, test = record.split(split)
@@ -152,7 +101,7 @@ def distill_run(
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
-    _show({"student": config.id} | told | {"split": split}, as_json)
+    show({"student": config.id} | told | {"split": split}, as_json)
 
 
 @app.command(name="runs")
@@ -266,41 +215,6 @@ def main() -> None:
 def _of_gpu(error: RuntimeError) -> bool:
     """Whether an error is the device's, such as one that is lost or has no memory left."""
     return "CUDA" in str(error) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
-
-
-def _folder(run: str) -> Path | None:
-    """The folder of a run; None for a record's file."""
-    from fmnlib import runs
-
-    return None if run.endswith(".npz") else runs.find(run)
-
-
-def _load(run: str) -> RunRecord:
-    return RunRecord.load(_folder(run) or Path(run))
-
-
-def _scores(record: RunRecord) -> dict[str, Any]:
-    forget = scores.forget_fraction(record.correct)
-    worst = int(forget.argmax())
-    return {
-        "final accuracy": float(record.accuracy[-1]),
-        "best accuracy": float(record.accuracy.max()),
-        "best epoch": int(record.accuracy.argmax()),
-        "max forget fraction": float(forget[worst]),
-        "at epoch": worst,
-        "learned since": float(scores.learn_fraction(record.correct)[worst]),
-    }
-
-
-def _show(rows: dict[str, Any], as_json: bool) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return  # of the processes that train one run together, the first speaks
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for name, value in rows.items():
-        text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        print(f"{name:<38} {text}")
 
 
 if __name__ == "__main__":

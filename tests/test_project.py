@@ -70,10 +70,25 @@ OURS = {
     "students": "compare config distill fusion record runs search",
     "grid": "compare config protocols record runs search students",
     "book": "config plots publish record runs stats",
+    "intervals": "",
+    "gains": "fusion intervals record",
+    "diagnosis": "fusion intervals record scores search",
+    "report": "diagnosis fusion plots record scores",
+    "tracker": "checkpoint config record",
+    "watch": "config tracker",
+    "lightning": "record tracker watch",
+    "huggingface": "record tracker watch",
+    "pictures": "config",
+    "checkpoints": "config models pictures record",
+    "shipping": "checkpoints fusion models pictures",
+    "external": "checkpoints config fusion gains pictures record shipping train",
+    "commands": (
+        "config diagnosis external gains intervals record report runs scores search tracker"
+    ),
 }
 NO_TORCH = (
     "config record noise scores theory overlap plane shares fusion search selection stats "
-    "ablation plots publish"
+    "ablation plots publish intervals gains diagnosis report tracker external commands"
 ).split()
 
 
