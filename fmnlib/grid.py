@@ -55,8 +55,8 @@ GRIDS: dict[str, tuple[str, list[dict[str, Any]], bool]] = {
     "cpu": (
         "standard",
         [
-            _SYMMETRIC_40 | _SMALL | {"dataset": "cifar100", "epochs": 30},
             _SYMMETRIC_40 | _SMALL | {"model": "convnet", "width": 2.0},
+            _SYMMETRIC_40 | _SMALL | {"dataset": "cifar100", "epochs": 30},
         ],
         False,
     ),
