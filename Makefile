@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := book
-.PHONY: book test browser-test benchmarks clean
+.PHONY: book test browser-test colab-test benchmarks clean
 
 book: .venv/ready
 	@$(BIN)/fmn book
@@ -21,8 +21,11 @@ browser-test: .venv/ready
 	@test -e _build/html/index.html || $(BIN)/fmn book --cached
 	@node tests/browser/test.mjs
 
+colab-test: .venv/ready
+	$(BIN)/pytest -q -m colab tests/test_colab.py
+
 benchmarks: .venv/ready
-	$(BIN)/python benchmarks/search.py
+	@$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf _build .venv

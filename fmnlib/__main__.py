@@ -1,17 +1,18 @@
 """The command `fmn`: train, score, fuse and distil runs, and build the book."""
 
 import json
+import math
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
-from fmnlib import __version__, scores
-from fmnlib.config import InputError, RunConfig
-from fmnlib.fusion import Fusion, accuracy, early_stopping, single
-from fmnlib.record import RunRecord
+from fmnlib import __version__, commands
+from fmnlib.commands import Json, facts, find_folder, load, show
+from fmnlib.config import InputError, Paused, RunConfig
+from fmnlib.fusion import Fusion, accuracy, single
 from fmnlib.search import knowledge_fusion
 
 __all__ = ["main"]
@@ -21,13 +22,18 @@ app = App(
     version=__version__,
     help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
 )
-Json = Annotated[bool, Parameter(name="--json", negative="")]
 Flags = Annotated[RunConfig, Parameter(name="*")]
 _QUICK = RunConfig()
 
 
 @app.command(name="train")
-def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = False) -> None:
+def train_run(
+    config: Flags = _QUICK,
+    *,
+    device: str = "auto",
+    max_minutes: float = math.inf,
+    as_json: Json = False,
+) -> None:
     """Train one network and record what it knows after every epoch.
 
     The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
@@ -36,65 +42,19 @@ def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = F
     Args:
         config: What to train.
         device: cpu, cuda, or auto for a GPU if there is one.
+        max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
     from fmnlib import runs
     from fmnlib.train import train
 
-    record = train(config, runs.folder(config), device=device)
-    _show({"run": config.id} | _scores(record), as_json)
+    deadline = time.monotonic() + 60 * max_minutes
+    record = train(config, runs.folder(config), device=device, deadline=deadline)
+    show({"run": config.id} | facts(record), as_json)
 
 
-@app.command
-def score(run: str, *, as_json: Json = False) -> None:
-    """Say how much a run forgot: accuracy, forget fraction, epoch by epoch extremes, classes.
-
-    Args:
-        run: Folder of a run, the beginning of its name, or a record's .npz file.
-        as_json: Print JSON.
-    """
-    record = _load(run)
-    correct = record.correct
-    forgotten = scores.by_class(correct & ~correct[-1], record.labels, record.classes)
-    worst = np.argsort(-np.nan_to_num(forgotten.max(axis=1)))[:3]
-    classes = {f"worst class {c}, max F_e": float(forgotten[c].max()) for c in worst.tolist()}
-    _show(_scores(record) | classes, as_json)
-
-
-@app.command(name="fuse")
-def fuse_run(
-    run: str,
-    *,
-    split: int = 0,
-    window: int = 1,
-    max_picks: int | None = None,
-    grid: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Find the forgotten epochs of a run and mix them in (Knowledge Fusion).
-
-    Half of the evaluation data chooses, the other half is reported. The result is written to
-    fusion.json in the run's folder.
-
-    Args:
-        run: Folder of a run, the beginning of its name, or a record's .npz file.
-        split: Seed that draws the halves.
-        window: Epochs averaged on either side of a pick.
-        max_picks: Stop after so many picks; 1 is the papers' "(i)".
-        grid: Choose shares on the papers' grid of 0.01 instead of exactly.
-        as_json: Print JSON.
-    """
-    record = _load(run)
-    val, test = record.split(split)
-    shares = np.arange(0, 1.005, 0.01) if grid else None
-    fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
-    chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
-    told = {f"test accuracy, {name}": accuracy(test, f) for name, f in chosen.items()}
-    picks = {f"pick {i + 1}": f"epoch {e}, share {s:.3f}" for i, (e, s) in enumerate(fusion.picks)}
-    place = _folder(run)
-    if place is not None:
-        fusion.save(place / "fusion.json")
-    _show(told | picks | {"networks": fusion.networks, "split": split}, as_json)
+app.command(commands.score)
+app.command(commands.fuse)
 
 
 @app.command(name="distill")
@@ -105,6 +65,7 @@ def distill_run(
     temperature: float = RunConfig.temperature,
     soft_share: float = RunConfig.soft_share,
     device: str = "auto",
+    max_minutes: float = math.inf,
     as_json: Json = False,
 ) -> None:
     """Put the fusion of a run into one network of the original size.
@@ -117,11 +78,12 @@ def distill_run(
         temperature: Softens the teacher and the student.
         soft_share: Weight of the teacher's term; the labels' term has the rest.
         device: cpu, cuda, or auto for a GPU if there is one.
+        max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
     from fmnlib.distill import distill, members_of, student_config
 
-    place, record = _folder(run), _load(run)
+    place, record = find_folder(run), load(run)
     if place is None or record.config is None:
         raise InputError(f"{run} has no checkpoints; give the folder of a run")
     val, test = record.split(split)
@@ -131,13 +93,15 @@ def distill_run(
     config = student_config(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
-    student = distill(config, members, place.parent / config.id, device=device)
+    deadline = time.monotonic() + 60 * max_minutes
+    folder = place.parent / config.id
+    student = distill(config, members, folder, device=device, deadline=deadline)
     told = {
         "test accuracy, single": accuracy(test, single(test)),
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
-    _show({"student": config.id} | told | {"split": split}, as_json)
+    show({"student": config.id} | told | {"split": split}, as_json)
 
 
 @app.command(name="runs")
@@ -160,6 +124,46 @@ def list_runs(*, as_json: Json = False) -> None:
         print(f"{row['run']:<60} {epochs:>11}  {row['state']:<10} {accuracy}")
 
 
+@app.command(name="grid")
+def grid_of_runs(
+    name: str,
+    *,
+    status: bool = False,
+    out: Path | None = None,
+    max_minutes: float = math.inf,
+    workers: int | None = None,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Work through a grid of runs, most telling first; what was stopped goes on.
+
+    Args:
+        name: paper (CIFAR-100, ResNet-18: the papers' tables) or cpu (what two cores can do).
+        status: Only say what is done, running and left.
+        out: Write scores and light records of the complete cells into this folder.
+        max_minutes: Stop after the last epoch that ends within this time.
+        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib import grid
+
+    cells = grid.cells(name)
+    try:
+        if not status:
+            deadline = time.monotonic() + 60 * max_minutes
+            grid.work(cells, device=device, workers=workers, deadline=deadline)
+    finally:
+        rows = grid.status(cells)
+        if out is not None:
+            grid.publish(cells, out)
+        if as_json:
+            print(json.dumps(rows))
+        for row in [] if as_json else rows:
+            took = f"{row['seconds']:8.0f} s" if "seconds" in row else ""
+            print(f"{row['network']:<64} {row['state']:<8}{took}")
+
+
 @app.command
 def book(*, cached: bool = False, update: bool = False) -> None:
     """Run every notebook and build the book; print the path of its first page.
@@ -180,57 +184,37 @@ def download(dataset: str) -> None:
     Args:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
     """
-    from fmnlib import data
+    from fmnlib import sources
 
-    print(data.download(dataset))
+    print(sources.download(dataset))
 
 
 def main() -> None:
     """Run the command; bad input ends in one line on standard error and exit code 2."""
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except Paused as word:
+        print(f"fmn: {word}")
     except (InputError, CycloptsError) as error:
         print("fmn:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, no permission
-        print(f"fmn: {error}", file=sys.stderr)
+        print(f"fmn: {error}; what was written stays, the same command goes on", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not _of_gpu(error):
+            raise
+        first = str(error).partition("\n")[0]
+        print(f"fmn: the GPU failed ({first}); the same command goes on", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)
 
 
-def _folder(run: str) -> Path | None:
-    """The folder of a run; None for a record's file."""
-    from fmnlib import runs
-
-    return None if run.endswith(".npz") else runs.find(run)
-
-
-def _load(run: str) -> RunRecord:
-    return RunRecord.load(_folder(run) or Path(run))
-
-
-def _scores(record: RunRecord) -> dict[str, Any]:
-    forget = scores.forget_fraction(record.correct)
-    worst = int(forget.argmax())
-    return {
-        "final accuracy": float(record.accuracy[-1]),
-        "best accuracy": float(record.accuracy.max()),
-        "best epoch": int(record.accuracy.argmax()),
-        "max forget fraction": float(forget[worst]),
-        "at epoch": worst,
-        "learned since": float(scores.learn_fraction(record.correct)[worst]),
-    }
-
-
-def _show(rows: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for name, value in rows.items():
-        text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        print(f"{name:<38} {text}")
+def _of_gpu(error: RuntimeError) -> bool:
+    """Whether an error is the device's, such as one that is lost or has no memory left."""
+    return "CUDA" in str(error) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
 if __name__ == "__main__":

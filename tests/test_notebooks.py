@@ -60,7 +60,9 @@ SMALL = {
         "splits": [0],
         "greedy_size": 5,
     },
+    "11_your_own_model": {},
 }
+ITS_OWN = {"11_your_own_model"}  # trains in a loop of its own, in a folder of its own
 
 
 def test_every_notebook_is_tried():
@@ -74,7 +76,7 @@ def test_notebooks_train_afresh(name, tmp_path, runs_root):
     cells = json.loads(copy.read_text())["cells"]
     [injected] = [c for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
     assert "hide-input" in injected["metadata"]["tags"]
-    assert len(list(runs_root.glob("*/record.npz"))) >= 2
+    assert name in ITS_OWN or len(list(runs_root.glob("*/record.npz"))) >= 2
 
 
 @pytest.mark.parametrize("name", ["00_quickstart", "02_double_descent"])

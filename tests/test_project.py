@@ -40,22 +40,55 @@ OURS = {
     "plots_theory": "plots",
     "publish": "record stats",
     "models": "config",
-    "data": "config noise plane",
+    "reader": "config",
+    "streamed": "config reader",
+    "regularize": "",
+    "recipes": "config",
+    "augment": "",
+    "dataset": "augment streamed",
+    "sources": "config plane",
+    "data": "config dataset noise sources streamed",
     "checkpoint": "config record",
-    "recorder": "config data record",
-    "train": "checkpoint config data models record recorder",
-    "distill": "checkpoint config data fusion models record recorder train",
+    "schedule": "config",
+    "background": "",
+    "parallel": "config",
+    "recorder": "config dataset record",
+    "step": "config dataset models parallel regularize",
+    "state": "checkpoint config step",
+    "train": (
+        "background checkpoint config data dataset models parallel record recorder schedule "
+        "state step"
+    ),
+    "distill": (
+        "augment checkpoint config data dataset fusion models parallel record recorder step train"
+    ),
     "views": "config data distill record recorder train",
-    "features": "config data distill record recorder theory train",
-    "runs": "config distill features fusion record train views",
+    "features": "config data dataset distill record recorder theory train",
+    "runs": "config distill features fusion record sources train views",
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
+    "grid": "compare config protocols record runs search students",
     "book": "config plots publish record runs stats",
+    "intervals": "",
+    "gains": "fusion intervals record",
+    "diagnosis": "fusion intervals record scores search",
+    "report": "diagnosis fusion plots record scores",
+    "tracker": "checkpoint config record",
+    "watch": "config tracker",
+    "lightning": "record tracker watch",
+    "huggingface": "record tracker watch",
+    "pictures": "config",
+    "checkpoints": "config models pictures record",
+    "shipping": "checkpoints fusion models pictures",
+    "external": "checkpoints config fusion gains pictures record shipping train",
+    "commands": (
+        "config diagnosis external gains intervals record report runs scores search tracker"
+    ),
 }
 NO_TORCH = (
     "config record noise scores theory overlap plane shares fusion search selection stats "
-    "ablation plots publish"
+    "ablation plots publish intervals gains diagnosis report tracker external commands"
 ).split()
 
 

@@ -52,7 +52,8 @@ class Origins(SphinxTransform):
             self.open_in(name)
             self.number_tables(name)
         for node in list(self.document.findall(shown)):
-            if items := sorted(set(self.items(node, name))):
+            items = sorted(set(self.items(node, name)))
+            if items or place == "notebooks":
                 line = nodes.paragraph("", "", *self.line(items), classes=["origin"])
                 if isinstance(node, nodes.figure):
                     node += nodes.legend("", line)
@@ -78,6 +79,8 @@ class Origins(SphinxTransform):
             yield nodes.Text("; " if number else "")
             yield page(self.env, f"/notebooks/{about['notebook']}", about["notebook"])
             yield nodes.Text(", " + ", ".join(where))
+        if not items:  # a notebook that always trains
+            yield nodes.Text("here, where and when this copy of the book was built")
         yield nodes.Text(" (")
         yield page(self.env, "/book/provenance", "provenance")
         yield nodes.Text(").")
@@ -137,8 +140,14 @@ def is_bundle(node: nodes.Node) -> bool:
 def table_of(markup: str, caption: str) -> nodes.table:
     """A table of the document from the HTML of a data frame."""
     source = ElementTree.fromstring(markup[markup.index("<table") : markup.rindex("</div>")])
-    rows = [["".join(cell.itertext()) for cell in row] for row in source.iter("tr")]
-    return grid(rows, caption)
+    heads, body = (
+        [["".join(cell.itertext()) for cell in row] for row in source.find(part).iter("tr")]
+        for part in ("thead", "tbody")
+    )
+    head = [
+        max(cells, key=len) for cells in zip(*heads, strict=True)
+    ]  # a second row names the index
+    return grid([head, *body], caption)
 
 
 def grid(rows: list[list[str]], caption: str) -> nodes.table:

@@ -1,0 +1,153 @@
+"""The command `fmn`: train, score, fuse and distil runs, and build the book."""
+
+import json
+import sys
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from fmnlib import __version__, commands
+from fmnlib.commands import Json, facts, find_folder, load, show
+from fmnlib.config import InputError, RunConfig
+from fmnlib.fusion import Fusion, accuracy, single
+from fmnlib.search import knowledge_fusion
+
+__all__ = ["main"]
+
+app = App(
+    name="fmn",
+    version=__version__,
+    help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
+)
+Flags = Annotated[RunConfig, Parameter(name="*")]
+_QUICK = RunConfig()
+
+
+@app.command(name="train")
+def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = False) -> None:
+    """Train one network and record what it knows after every epoch.
+
+    The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
+    run that was stopped goes on; a complete one is read.
+
+    Args:
+        config: What to train.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib import runs
+    from fmnlib.train import train
+
+    record = train(config, runs.folder(config), device=device)
+    show({"run": config.id} | facts(record), as_json)
+
+
+app.command(commands.score)
+app.command(commands.fuse)
+
+
+@app.command(name="distill")
+def distill_run(
+    run: str,
+    *,
+    split: int = 0,
+    temperature: float = RunConfig.temperature,
+    soft_share: float = RunConfig.soft_share,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Put the fusion of a run into one network of the original size.
+
+    Takes the fusion that `fmn fuse` wrote, or finds one in the same way.
+
+    Args:
+        run: Folder of a run, or the beginning of its name.
+        split: Seed that draws the halves.
+        temperature: Softens the teacher and the student.
+        soft_share: Weight of the teacher's term; the labels' term has the rest.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib.distill import distill, members_of, student_config
+
+    place, record = find_folder(run), load(run)
+    if place is None or record.config is None:
+        raise InputError(f"{run} has no checkpoints; give the folder of a run")
+    val, test = record.split(split)
+    written = place / "fusion.json"
+    fusion = Fusion.load(written) if written.exists() else knowledge_fusion(val)
+    members = members_of(record.config, place, fusion)
+    config = student_config(
+        record.config, "kf", members, temperature=temperature, soft_share=soft_share
+    )
+    student = distill(config, members, place.parent / config.id, device=device)
+    told = {
+        "test accuracy, single": accuracy(test, single(test)),
+        f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
+        "test accuracy, student": accuracy(student.split(split)[1], single(student)),
+    }
+    show({"student": config.id} | told | {"split": split}, as_json)
+
+
+@app.command(name="runs")
+def list_runs(*, as_json: Json = False) -> None:
+    """List the runs there are.
+
+    Args:
+        as_json: Print JSON.
+    """
+    from fmnlib import runs
+
+    rows = runs.listing()
+    if as_json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"no runs in {runs.root()}; `fmn train` makes one")
+    for row in [] if as_json else rows:
+        accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
+        epochs = f"{row['epochs']} epochs" if "epochs" in row else ""
+        print(f"{row['run']:<60} {epochs:>11}  {row['state']:<10} {accuracy}")
+
+
+@app.command
+def book(*, cached: bool = False, update: bool = False) -> None:
+    """Run every notebook and build the book; print the path of its first page.
+
+    Args:
+        cached: Compute from the committed records instead of training anew.
+        update: Train anew and bring the committed records, outputs and numbers up to date.
+    """
+    from fmnlib.book import build
+
+    print(build(cached=cached, update=update))
+
+
+@app.command
+def download(dataset: str) -> None:
+    """Fetch a data set by torchvision into data/ (or where FMN_DATA says).
+
+    Args:
+        dataset: mnist, fashion_mnist, cifar10 or cifar100.
+    """
+    from fmnlib import data
+
+    print(data.download(dataset))
+
+
+def main() -> None:
+    """Run the command; bad input ends in one line on standard error and exit code 2."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (InputError, CycloptsError) as error:
+        print("fmn:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, no permission
+        print(f"fmn: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

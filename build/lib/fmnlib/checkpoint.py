@@ -1,0 +1,50 @@
+"""Tensors on disk: written whole or not at all, checked when read, never unpickled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fmnlib.config import InputError
+from fmnlib.record import write_whole
+
+__all__ = ["load_tensors", "save_tensors"]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a small JSON-able note to one safetensors file with a checksum."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    note = {"about": json.dumps(about), "sha256": _checksum(plain)}
+    write_whole(path, safetensors.torch.save(plain, note))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read back what `save_tensors` wrote.
+
+    Raises:
+        InputError: If the file is missing, truncated, foreign, or its checksum is not right.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            note = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if note["sha256"] != _checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors, json.loads(note["about"])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read ({reason}); move it away, run again") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,244 @@
+"""What a run leaves behind, what a method scores, and how both lie on disk.
+
+Axes are always `epochs, samples, classes`. Epochs count from 0; the last one is the final model.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from fmnlib.config import InputError, RunConfig
+
+__all__ = ["LOSS_EDGES", "Result", "RunRecord", "write_whole"]
+
+LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
+"""Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What one training run leaves behind: the object that every score and method reads.
+
+    Attributes:
+        labels: True class of each evaluation sample.
+        predicted: Class predicted after each epoch.
+        kept: Epochs whose probabilities are kept, ascending.
+        probs: Their class probabilities, or None in a light record.
+        classes: Number of classes.
+        curves: Named numbers per epoch, such as train_loss.
+        loss_histogram: Training losses per epoch, of points with [clean, flipped] labels, in
+            the bins of `LOSS_EDGES`.
+        config: How the run was trained; None for arrays from elsewhere.
+        provenance: Versions, commit, device, seconds.
+        half: Which part of the evaluation data this is; what selects refuses "test".
+    """
+
+    labels: Int[np.ndarray, " samples"]
+    predicted: Int[np.ndarray, "epochs samples"]
+    kept: Int[np.ndarray, " kept"]
+    probs: Float[np.ndarray, "kept samples classes"] | None
+    classes: int
+    curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
+    loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
+    config: RunConfig | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    half: Literal["all", "val", "test"] = "all"
+
+    @classmethod
+    def from_arrays(cls, probs: np.ndarray, labels: Sequence[int] | np.ndarray) -> "RunRecord":
+        """Make a record from any framework's outputs; the door for a training loop of your own.
+
+        Args:
+            probs: Class probabilities `[epochs, samples, classes]`.
+            labels: True classes `[samples]`, from 0 to classes - 1.
+
+        Raises:
+            InputError: If shapes disagree, a label is outside the classes, or a row of
+                probabilities is not finite, is negative or does not sum to 1.
+
+        >>> import numpy as np
+        >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
+        >>> record.correct.tolist()
+        [[True], [False]]
+        """
+        probs, labels = np.asarray(probs), np.asarray(labels)
+        if probs.ndim != 3 or labels.shape != probs.shape[1:2] or 0 in probs.shape:
+            given = f"probs {probs.shape} and labels {labels.shape}"
+            raise InputError(f"{given}; give probs [epochs, samples, classes], labels [samples]")
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(f"labels are {labels.dtype}; give integer classes")
+        classes = probs.shape[2]
+        if labels.min() < 0 or labels.max() >= classes:
+            span = f"from {labels.min()} to {labels.max()}"
+            raise InputError(f"labels run {span}; with {classes} classes allow 0 to {classes - 1}")
+        for epoch, rows in enumerate(probs):
+            if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.01:
+                bad = (
+                    f"the probabilities of epoch {epoch} are not finite, negative or not of sum 1"
+                )
+                raise InputError(f"{bad}; apply a softmax and look for NaN")
+        predicted = probs.argmax(axis=2).astype(np.int32)  # before float16 makes ties
+        labels, kept = labels.astype(np.int64), np.arange(len(probs))
+        return cls(labels=labels, predicted=predicted, kept=kept, probs=probs, classes=classes)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs recorded."""
+        return len(self.predicted)
+
+    @property
+    def correct(self) -> Bool[np.ndarray, "epochs samples"]:
+        """Which samples are classified correctly after each epoch."""
+        return self.predicted == self.labels
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, " epochs"]:
+        """Accuracy after each epoch, from 0 to 1."""
+        return self.correct.mean(axis=1)
+
+    def take(self, index: Int[np.ndarray, " chosen"], half: Literal["val", "test"]) -> "RunRecord":
+        """The record of some of the samples."""
+        probs = None if self.probs is None else self.probs[:, index]
+        chosen = {"labels": self.labels[index], "predicted": self.predicted[:, index]}
+        return dataclasses.replace(self, **chosen, probs=probs, half=half)
+
+    def split(self, seed: int) -> tuple["RunRecord", "RunRecord"]:
+        """Draw a validation half, to select on, and a test half, to report on (papers, sec. 5).
+
+        Raises:
+            InputError: If this is already a half, or the validation half misses a class.
+        """
+        if self.half != "all":
+            raise InputError(f"this record is a {self.half} half already; split the whole record")
+        order = np.random.default_rng(seed).permutation(len(self.labels))
+        middle = len(order) // 2
+        val, test = np.sort(order[:middle]), np.sort(order[middle:])
+        if missing := sorted(set(self.labels.tolist()) - set(self.labels[val].tolist())):
+            have = f"the validation half of split {seed} has no sample of class {missing[0]}"
+            raise InputError(f"{have}; record more samples or use another split seed")
+        return self.take(val, "val"), self.take(test, "test")
+
+    def keep(self, epochs: Sequence[int] | np.ndarray) -> "RunRecord":
+        """A lighter record with the probabilities of these epochs alone."""
+        if self.probs is None:
+            raise InputError("this record holds no probabilities; load the run's own folder")
+        if lost := set(map(int, epochs)) - set(self.kept.tolist()):
+            raise InputError(f"epoch {min(lost)} is not kept; kept are {self.kept.tolist()}")
+        rows = np.flatnonzero(np.isin(self.kept, epochs))
+        return dataclasses.replace(self, kept=self.kept[rows], probs=np.asarray(self.probs[rows]))
+
+    def save(self, path: Path, *, light: bool = False) -> None:
+        """Write one compressed npz file, whole or not at all; `light` leaves out probabilities."""
+        config = None if self.config is None else dataclasses.asdict(self.config)
+        about: dict[str, Any] = {
+            "config": config,
+            "provenance": dict(self.provenance),
+            "classes": self.classes,
+        }
+        about |= {"half": self.half, "curves": list(self.curves)}
+        arrays: dict[str, np.ndarray] = {
+            "labels": self.labels,
+            "predicted": self.predicted.astype(np.min_scalar_type(self.classes)),
+            "kept": self.kept,
+            "curves": np.array([*self.curves.values()], dtype=np.float32),
+        }
+        if self.loss_histogram is not None:
+            arrays["loss_histogram"] = self.loss_histogram
+        if self.probs is not None and not light:
+            arrays["probs"] = self.probs.astype(np.float16)
+        arrays["about"] = np.array(json.dumps(about))  # last: where others are lost, so is this
+        write_whole(Path(path), _npz(arrays))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RunRecord":
+        """Read a record from its file, or from a run's folder with its probabilities mapped.
+
+        Raises:
+            InputError: If there is none, or it is truncated, damaged or no record.
+        """
+        path = Path(path)
+        file = path / "record.npz" if path.is_dir() else path
+        if not file.exists():
+            raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
+        try:
+            with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}  # checks the CRC
+            about = json.loads(str(arrays.pop("about")))
+            curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
+            config = about["config"] and RunConfig.from_dict(about["config"])
+            probs = arrays.pop("probs", None)
+            if probs is None and (path / "probs.npy").exists():
+                probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
+                if probs.shape[:2] != (len(arrays["kept"]), len(arrays["labels"])):
+                    raise ValueError("probs.npy has another shape than the record")
+            arrays["predicted"] = arrays["predicted"].astype(np.int32)
+            rest = {"classes": about["classes"], "provenance": about["provenance"]}
+            rest |= {"half": about["half"], "curves": curves, "config": config}
+            return cls(**arrays, **rest, probs=probs)
+        except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"{file} is damaged or is no record ({reason}); move it away and run again"
+            ) from error
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file that numpy reads too, a fifth smaller than numpy's own, without time stamps."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_LZMA)
+    return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """The score of one method on the test half of one run; one line of JSON on disk.
+
+    Attributes:
+        item: Notebook or experiment that it belongs to, such as label_noise.
+        setting: Noise in short, such as sym40.
+        method: Such as kf.
+        seed: Training seed.
+        split_seed: Which half was the test half.
+        accuracy: From 0 to 1.
+        nll: Negative log-likelihood, nats a sample.
+        ece: Expected calibration error, from 0 to 1.
+        networks: Networks evaluated for one prediction.
+        train_seconds: Wall time of all training that the method needs.
+    """
+
+    item: str
+    setting: str
+    method: str
+    seed: int
+    split_seed: int
+    accuracy: float
+    nll: float
+    ece: float
+    networks: int
+    train_seconds: float

@@ -1,0 +1,201 @@
+"""Find a run by its config, or train it; independent runs side by side."""
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from fmnlib.config import InputError, RunConfig
+from fmnlib.distill import Member, average, distill, members_of, student_config
+from fmnlib.features import predict_truncated
+from fmnlib.fusion import Fusion
+from fmnlib.record import RunRecord
+from fmnlib.train import pick_device, train
+from fmnlib.views import predict_views
+
+__all__ = [
+    "Job",
+    "averaged",
+    "find",
+    "folder",
+    "listing",
+    "obtain",
+    "root",
+    "student",
+    "transferred",
+    "truncated",
+    "viewed",
+]
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+"""Records of the quick profile that come with the repository."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One record to make: trained, or made from the checkpoints of other runs.
+
+    Attributes:
+        config: Names the record.
+        members: Checkpoints to make it from; none where it is trained.
+        make: How: `distill`, or a function of its kind that takes no progress bar.
+    """
+
+    config: RunConfig
+    members: tuple[Member, ...] = ()
+    make: Callable[..., RunRecord] = distill
+
+
+def root() -> Path:
+    """Where runs lie: the folder that the environment variable FMN_RUNS names, or runs/."""
+    return Path(os.environ.get("FMN_RUNS", "runs"))
+
+
+def folder(config: RunConfig) -> Path:
+    """The folder of a run."""
+    return root() / config.id
+
+
+def find(name: str) -> Path:
+    """The folder of a run by its path, its id, or the beginning of its id.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    found = [path.parent for path in sorted(root().glob("*/config.json"))]
+    matching = [path for path in found if path.name.startswith(name)]
+    exact = [path for path in matching if path.name == name]
+    if len(exact or matching) == 1:
+        return (exact or matching)[0]
+    what = "no run" if not matching else f"{len(matching)} runs"
+    raise InputError(f"{what} in {root()} begins with {name!r}; `fmn runs` lists them")
+
+
+def student(
+    config: RunConfig,
+    name: str,
+    fusion: Fusion,
+    *,
+    temperature: float = RunConfig.temperature,
+    soft_share: float = RunConfig.soft_share,
+) -> Job:
+    """The job of distilling a fusion of a run into one network ("Distilled KF")."""
+    members = members_of(config, folder(config), fusion)
+    chosen = student_config(config, name, members, temperature=temperature, soft_share=soft_share)
+    return Job(chosen, tuple(members))
+
+
+def averaged(config: RunConfig, name: str, fusion: Fusion) -> Job:
+    """The job of averaging the weights of a fusion's checkpoints ("Averaged KF")."""
+    members = members_of(config, folder(config), fusion)
+    return Job(student_config(config, f"averaged_{name}", members), tuple(members), average)
+
+
+def viewed(config: RunConfig, name: str, fusion: Fusion) -> Job:
+    """The job of scoring a fusion on several views of each image (test-time augmentation)."""
+    members = members_of(config, folder(config), fusion)
+    return Job(student_config(config, f"views_{name}", members), tuple(members), predict_views)
+
+
+def truncated(config: RunConfig) -> Job:
+    """The job of truncated linear models on what a run's final network has learned to see.
+
+    The record has an "epoch" for each component (see `fmnlib.features.predict_truncated`).
+    """
+    last = Member(config, folder(config), config.epochs - 1, weight=1.0)
+    return Job(student_config(config, "truncated", [last]), (last,), predict_truncated)
+
+
+def transferred(config: RunConfig, source: RunConfig) -> Job:
+    """The job of a run that starts from the final weights of another, such as of other classes."""
+    final = Member(source, folder(source), source.epochs - 1, 1.0)
+    named = student_config(config, "transfer", [final], soft_share=0.0)
+    return Job(dataclasses.replace(named, init="teacher", keep_every=config.keep_every), (final,))
+
+
+def obtain(
+    jobs: Iterable[Job | RunConfig],
+    *,
+    fresh: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """The records of many runs, in order: read where they are there, else trained.
+
+    Args:
+        jobs: What to make; a config alone is trained.
+        fresh: Leave the committed records aside.
+        device: As in `fmnlib.train.train`.
+        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        progress: Show a bar.
+    """
+    wanted = [job if isinstance(job, Job) else Job(job) for job in jobs]
+    missing = {job.config.id: job for job in wanted if _committed(job.config, fresh) is None}
+    todo = [job for job in missing.values() if not _complete(job.config)]
+    teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
+    bases = [job for job in teachers.values() if not _complete(job.config)]
+    for stage in (bases, [job for job in todo if job.config.id not in teachers]):
+        _make(stage, device, workers, progress)
+    return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
+
+
+def listing() -> list[dict[str, str | int | float]]:
+    """The runs there are: id, epochs done, epochs in all, final accuracy, seconds."""
+    rows: list[dict[str, str | int | float]] = []
+    for path in sorted(root().glob("*/config.json")):
+        row: dict[str, str | int | float] = {"run": path.parent.name, "state": "unfinished"}
+        try:
+            row["epochs"] = RunConfig.load(path).epochs
+            if (path.parent / "record.npz").exists():
+                accuracy = RunRecord.load(path.parent).accuracy[-1]
+                row |= {"state": "complete", "accuracy": round(float(accuracy), 4)}
+        except InputError:
+            row["state"] = "damaged"  # the others are listed all the same
+        rows.append(row)
+    return rows
+
+
+def _complete(config: RunConfig) -> bool:
+    return (folder(config) / "record.npz").exists()
+
+
+def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
+    path = REFERENCE / f"{config.id}.npz"
+    return RunRecord.load(path) if not fresh and path.exists() else None
+
+
+def _make(jobs: Sequence[Job], device: str, workers: int | None, progress: bool) -> None:
+    if not jobs:
+        return
+    cores = os.cpu_count() or 1
+    if workers is None:
+        workers = 1 if pick_device(device).type == "cuda" else cores
+    if len(jobs) == 1 or workers == 1:
+        for job in jobs:
+            _make_one(job, device, progress)
+        return
+    # Fresh interpreters: a fork would inherit torch's threads, half alive.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, cores // workers)
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(_make_one, job, device, False) for job in jobs]
+        for future in tqdm(as_completed(futures), "training", len(jobs), disable=not progress):
+            future.result()
+
+
+def _make_one(job: Job, device: str, progress: bool) -> None:
+    place = folder(job.config)
+    if not job.members:
+        train(job.config, place, device=device, progress=progress)
+    elif job.make is distill:
+        distill(job.config, job.members, place, device=device, progress=progress)
+    else:
+        job.make(job.config, job.members, place, device=device)

@@ -1,0 +1,126 @@
+"""Who was right when: scores of local overfitting from `correct[epochs, samples]`.
+
+F_e and L_e are defined in section 3 of Stern, Yaacoby, Weinshall (AAAI 2025). They satisfy
+acc(E) = acc(e) + L_e - F_e exactly: the accuracy at the end is what epoch e had, plus what was
+learned since, minus what was forgotten.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+__all__ = [
+    "by_class",
+    "dip",
+    "forget_fraction",
+    "forgotten_after",
+    "last_correct_epoch",
+    "learn_fraction",
+    "retained_fraction",
+]
+
+
+def forget_fraction(
+    correct: Bool[np.ndarray, "epochs samples"],
+    final: Bool[np.ndarray, " samples"] | None = None,
+) -> Float[np.ndarray, " epochs"]:
+    """F_e: the share of samples that are right after epoch e and wrong at the end.
+
+    Args:
+        correct: Which samples are right after each epoch.
+        final: Which samples the final predictor gets right; the last epoch where not given.
+            Knowledge Fusion gives the predictor fused so far.
+
+    >>> import numpy as np
+    >>> forget_fraction(np.array([[True, True], [False, True]])).tolist()
+    [0.5, 0.0]
+    """
+    return (correct & ~_final(correct, final)).mean(axis=1)
+
+
+def learn_fraction(
+    correct: Bool[np.ndarray, "epochs samples"],
+    final: Bool[np.ndarray, " samples"] | None = None,
+) -> Float[np.ndarray, " epochs"]:
+    """L_e: the share of samples that are wrong after epoch e and right at the end.
+
+    >>> import numpy as np
+    >>> learn_fraction(np.array([[False, True], [True, True]])).tolist()
+    [0.5, 0.0]
+    """
+    return (~correct & _final(correct, final)).mean(axis=1)
+
+
+def retained_fraction(
+    correct: Bool[np.ndarray, "epochs samples"],
+) -> Float[np.ndarray, " epochs"]:
+    """The share of samples right after epoch e and still right at the end: acc(e) - F_e.
+
+    >>> import numpy as np
+    >>> retained_fraction(np.array([[True, True], [False, True]])).tolist()
+    [0.5, 0.5]
+    """
+    return (correct & correct[-1]).mean(axis=1)
+
+
+def last_correct_epoch(
+    correct: Bool[np.ndarray, "epochs samples"],
+) -> Int[np.ndarray, " samples"]:
+    """The last epoch after which each sample is right; -1 where it never is.
+
+    For a sample that is wrong at the end this is its forget time (AAAI Fig. 3b).
+
+    >>> import numpy as np
+    >>> last_correct_epoch(np.array([[True, False], [True, False], [False, False]])).tolist()
+    [1, -1]
+    """
+    last = len(correct) - 1 - correct[::-1].argmax(axis=0)
+    return np.where(correct.any(axis=0), last, -1)
+
+
+def forgotten_after(
+    correct: Bool[np.ndarray, "epochs samples"], epoch: int
+) -> Bool[np.ndarray, " samples"]:
+    """M(n): the samples that are right at some epoch later than n and wrong at the end.
+
+    >>> import numpy as np
+    >>> correct = np.array([[True, False], [False, True], [False, False]])
+    >>> forgotten_after(correct, 0).tolist()
+    [False, True]
+    """
+    return correct[epoch + 1 :].any(axis=0) & ~correct[-1]
+
+
+def dip(accuracy: Float[np.ndarray, " epochs"]) -> tuple[int, int]:
+    """The epochs that bound the dip of a double ascent: the first peak and the bottom after it.
+
+    The pair with the largest fall from one epoch to a later one; equal where nothing falls.
+
+    >>> import numpy as np
+    >>> dip(np.array([0.5, 0.8, 0.6, 0.7]))
+    (1, 2)
+    """
+    fall = np.maximum.accumulate(accuracy) - accuracy
+    bottom = int(fall.argmax())
+    return int(accuracy[: bottom + 1].argmax()), bottom
+
+
+def by_class(
+    share: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"], classes: int
+) -> Float[np.ndarray, "classes epochs"]:
+    """The mean of any mask per class and epoch; NaN for a class without samples.
+
+    `by_class(correct & ~correct[-1], labels, classes)` is F_e of each class.
+
+    >>> import numpy as np
+    >>> correct = np.array([[True, True, True], [False, True, True]])
+    >>> by_class(correct & ~correct[-1], np.array([0, 0, 1]), 2).tolist()
+    [[0.5, 0.0], [0.0, 0.0]]
+    """
+    columns = [share[:, labels == label] for label in range(classes)]
+    return np.array([c.mean(axis=1) if c.size else np.full(len(c), np.nan) for c in columns])
+
+
+def _final(
+    correct: Bool[np.ndarray, "epochs samples"], final: Bool[np.ndarray, " samples"] | None
+) -> Bool[np.ndarray, " samples"]:
+    return correct[-1] if final is None else final

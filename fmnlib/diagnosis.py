@@ -1,0 +1,217 @@
+"""What a run forgot, and what to do about it, from the validation half alone.
+
+Whatever is chosen (the epoch that knew most, the checkpoint to stop at, the fusion) is chosen on
+four fifths of the half and scored on the rest, in turn: cross-fitting. The test half is left for
+the report on what is then done.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+from scipy.stats import binomtest
+
+from fmnlib import intervals, scores
+from fmnlib.fusion import early_stopping, fuse, refuse_test, right_samples
+from fmnlib.intervals import Gain, Interval
+from fmnlib.record import RunRecord
+from fmnlib.search import knowledge_fusion
+
+__all__ = ["Diagnosis", "diagnose"]
+
+FOLDS = 5
+LEVEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        samples: Validation samples it rests on.
+        epochs: Epochs of the run.
+        epoch: The epoch of the largest forget fraction.
+        forget: That forget fraction, cross-fitted.
+        chance: The forget fraction that guessing would reach: of the samples that are wrong at
+            the end, a guess gets one in `classes` right.
+        p_value: How likely guessing would get as many of them right, by the binomial test.
+        lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
+        classes: A row a class: samples, forget fraction with the ends of its interval, and the
+            p-value; intervals and p-values hold for all classes together (Bonferroni).
+        early_epoch: Where early stopping stops.
+        networks: Networks that one prediction of the fusion takes.
+        fused: Gain of Knowledge Fusion over the final network; None without probabilities.
+        stopped: Gain of early stopping over the final network.
+        over_stopped: Gain of Knowledge Fusion over early stopping.
+    """
+
+    samples: int
+    epochs: int
+    epoch: int
+    forget: Interval
+    chance: float
+    p_value: float
+    lost_by: int | None
+    classes: pd.DataFrame
+    early_epoch: int
+    networks: int | None
+    fused: Gain | None
+    stopped: Gain
+    over_stopped: Gain | None
+
+    @property
+    def overfits(self) -> bool:
+        """Local overfitting: more is forgotten than guessing explains, at the level of 0.05."""
+        return self.p_value < LEVEL
+
+    @property
+    def worst_classes(self) -> list[int]:
+        """The classes that overfit by the same test, the most forgotten one first."""
+        beyond = self.classes[self.classes["p_value"] < LEVEL]
+        return beyond.sort_values("forgotten", ascending=False, kind="stable").index.tolist()
+
+    @property
+    def advice(self) -> str:
+        """leave, stop early, or distil.
+
+        leave: no interval of a gain over the final network lies above 0. distil: the fusion
+        beats early stopping too, its interval above 0, and takes more than one network. stop
+        early: else; one checkpoint does as well as far as these samples tell.
+        """
+        gains = [gain for gain in (self.fused, self.stopped) if gain is not None]
+        if all(gain.low <= 0 for gain in gains):
+            return "leave"
+        beats = self.over_stopped is not None and self.over_stopped.low > 0
+        return "distil" if beats and (self.networks or 0) > 1 else "stop early"
+
+    @property
+    def sentences(self) -> list[str]:
+        """The diagnosis in plain words, the advice last."""
+        return [self._forgetting(), *self._since(), *self._recovery(), self._advice()]
+
+    def summary(self) -> dict[str, Any]:
+        """The diagnosis as plain numbers and texts, for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: vars(v) if isinstance(v, Interval) else v for k, v in fields.items()}
+        derived = {"overfits": self.overfits, "worst_classes": self.worst_classes}
+        derived |= {"advice": self.advice, "sentences": self.sentences}
+        return plain | derived | {"classes": self.classes.reset_index().to_dict("records")}
+
+    def _forgetting(self) -> str:
+        found = "yes" if self.overfits else "none beyond what guessing explains"
+        where = f"right after epoch {self.epoch} and wrong at the end"
+        of = f"of {self.samples} validation samples {self.forget} are {where}"
+        return f"Local overfitting: {found}; {of} (guessing: {self.chance:.1%})."
+
+    def _since(self) -> list[str]:
+        if not self.overfits:
+            return []
+        lost = f"Half of what epoch {self.epoch} knew and the end does not was lost"
+        worst = [f"{c} ({self.classes['forgotten'][c]:.0%})" for c in self.worst_classes]
+        listed = ", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if worst[5:] else "")
+        return [
+            f"{lost} for good by epoch {self.lost_by}.",
+            f"Classes that overfit: {listed or 'none'}.",
+        ]
+
+    def _recovery(self) -> list[str]:
+        stopped = f"early stopping at epoch {self.early_epoch}: {self.stopped}, one network"
+        if self.fused is None:
+            return [f"Expected over the final network, {stopped}; fusion needs probabilities."]
+        networks = "one network" if self.networks == 1 else f"{self.networks} networks"
+        fused = f"Knowledge Fusion: {self.fused}, {networks} a prediction"
+        return [f"Expected over the final network, {fused}; {stopped}."]
+
+    def _advice(self) -> str:
+        if self.advice == "leave":
+            return "Leave the final network as it is: no gain is certain on these samples."
+        if self.advice == "stop early":
+            take = f"Take the checkpoint of epoch {self.early_epoch}"
+            return f"{take}: that fusing and distilling beat it is not certain on these samples."
+        beats = f"it beats early stopping by {self.over_stopped}"
+        return f"Fuse, and distil the fusion: {beats}; a student costs one network a prediction."
+
+
+def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
+    """Say whether a run overfits locally, where, and what that is worth.
+
+    Args:
+        record: A run; or its validation half.
+        split: Seed that draws the halves of a whole run; the test half is not looked at.
+
+    Raises:
+        InputError: If the record is a test half, or its validation half misses a class.
+
+    >>> from fmnlib.record import RunRecord
+    >>> probs = np.tile([[[0.9, 0.1]], [[0.2, 0.8]]], (1, 200, 1))  # all right, then all wrong
+    >>> found = diagnose(RunRecord.from_arrays(probs, np.zeros(200, int)))
+    >>> found.overfits, found.epoch, found.advice
+    (True, 0, 'stop early')
+    """
+    refuse_test(record)
+    val = record.split(split)[0] if record.half == "all" else record
+    correct, wrong = val.correct, ~val.correct[-1]
+    lost, stopped, fused = _cross_fit(val, split)
+    epoch = int(scores.forget_fraction(correct).argmax())
+    last_right = scores.last_correct_epoch(correct)[correct[epoch] & wrong]
+    whole = knowledge_fusion(val, window=_window(val)) if fused is not None else None
+    return Diagnosis(
+        samples=len(val.labels),
+        epochs=val.epochs,
+        epoch=epoch,
+        forget=intervals.share(int(lost.sum()), len(lost)),
+        chance=float(wrong.mean()) / val.classes,
+        p_value=_p_value(lost, wrong, val.classes),
+        lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
+        classes=_by_class(val, lost),
+        early_epoch=int(early_stopping(val).weights.argmax()),
+        networks=None if whole is None else whole.networks,
+        fused=None if fused is None else intervals.gain(fused, ~wrong),
+        stopped=intervals.gain(stopped, ~wrong),
+        over_stopped=None if fused is None else intervals.gain(fused, stopped),
+    )
+
+
+Mask = Bool[np.ndarray, " samples"]
+
+
+def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
+    """Which samples are forgotten, and right by early stopping and by fusion chosen elsewhere."""
+    samples = len(val.labels)
+    lost, stopped, fused = np.zeros((3, samples), bool)
+    fold_of = np.random.default_rng(seed).permutation(samples) % FOLDS
+    for fold in range(FOLDS):
+        here = np.flatnonzero(fold_of == fold)
+        chosen, rest = val.take(np.flatnonzero(fold_of != fold), "val"), val.take(here, "val")
+        epoch = int(scores.forget_fraction(chosen.correct).argmax())
+        lost[here] = rest.correct[epoch] & ~rest.correct[-1]
+        stopped[here] = rest.correct[int(early_stopping(chosen).weights.argmax())]
+        if val.probs is not None:
+            kf = knowledge_fusion(chosen, window=_window(val))
+            fused[here] = right_samples(fuse(rest, kf), rest.labels)
+    return lost, stopped, None if val.probs is None else fused
+
+
+def _window(record: RunRecord) -> int:
+    return min(1, (len(record.kept) - 1) // 2)
+
+
+def _by_class(val: RunRecord, lost: Mask) -> pd.DataFrame:
+    wrong, rows = ~val.correct[-1], []
+    for label in range(val.classes):
+        inside = val.labels == label
+        count = int(inside.sum())
+        found = intervals.share(int(lost[inside].sum()), max(1, count), 1 - LEVEL / val.classes)
+        p_value = min(1.0, val.classes * _p_value(lost[inside], wrong[inside], val.classes))
+        row = {"samples": count, "forgotten": found.value, "low": found.low, "high": found.high}
+        rows.append(row | {"p_value": p_value})
+    return pd.DataFrame(rows).rename_axis("class")
+
+
+def _p_value(lost: Mask, wrong: Mask, classes: int) -> float:
+    if not wrong.any():
+        return 1.0
+    test = binomtest(int(lost.sum()), int(wrong.sum()), 1 / classes, alternative="greater")
+    return float(test.pvalue)

@@ -1,0 +1,192 @@
+"""The diagnosis of records whose truth is known, and of real runs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fmnlib import InputError, RunRecord
+from fmnlib.__main__ import main
+from fmnlib.diagnosis import diagnose
+from fmnlib.fusion import fuse, right_samples
+from fmnlib.report import page
+from fmnlib.search import knowledge_fusion
+from fmnlib.tracker import Tracker
+
+
+def record_of(predicted, labels, classes, sure=0.9):
+    """A record whose networks give their class the probability `sure`."""
+    predicted = np.asarray(predicted)
+    probs = np.full((*predicted.shape, classes), (1 - sure) / (classes - 1))
+    np.put_along_axis(probs, predicted[..., None], sure, axis=2)
+    return RunRecord.from_arrays(probs, np.asarray(labels))
+
+
+def steady(samples=400, classes=5, errors=0.2):
+    """Learns each sample once and never loses one."""
+    labels = np.arange(samples) % classes
+    learned = np.random.default_rng(0).integers(0, 10, samples)
+    learned[np.random.default_rng(1).random(samples) < errors] = 99
+    right = np.arange(12)[:, None] >= learned
+    return record_of(np.where(right, labels, (labels + 1) % classes), labels, classes)
+
+
+def forgetful(samples=400, classes=5):
+    """Knows all from epoch 2 on; from epoch 6 on it has lost 3 in 10 of classes 1 and 3."""
+    labels = np.arange(samples) % classes
+    drawn = np.random.default_rng(0).random(samples) < 0.3
+    lost = drawn & np.isin(labels, [1, 3])
+    epochs = np.arange(12)[:, None]
+    right = (epochs >= 2) & ~(lost & (epochs >= 6))
+    return record_of(np.where(right, labels, (labels + 1) % classes), labels, classes)
+
+
+def test_where_nothing_is_forgotten_it_says_so():
+    found = diagnose(steady())
+    assert not found.overfits
+    assert found.forget.value == 0
+    assert found.worst_classes == []
+    assert found.lost_by is None
+    assert found.advice == "leave"
+    assert found.sentences[0].startswith("Local overfitting: none beyond what guessing explains")
+    assert found.sentences[-1].startswith("Leave the final network as it is")
+    assert found.fused.low <= 0 <= found.fused.high
+
+
+def test_what_is_forgotten_is_found_where_it_is():
+    record = forgetful()
+    found = diagnose(record)
+    val = record.split(0)[0]
+    assert found.overfits
+    assert found.forget.value == (~val.correct[-1]).mean()
+    assert found.forget.low < found.forget.value < found.forget.high
+    assert sorted(found.worst_classes) == [1, 3]
+    assert (found.epoch, found.lost_by) == (2, 6)
+    assert found.samples == 200
+    assert found.chance == pytest.approx((~val.correct[-1]).mean() / 5)
+    counted = [(~val.correct[-1] & (val.labels == c)).sum() for c in range(5)]
+    assert (found.classes["forgotten"] * found.classes["samples"]).tolist() == counted
+    assert found.stopped.value == found.forget.value  # early stopping gets all of it back
+    assert found.advice == "stop early"
+    assert found.sentences[-1].startswith("Take the checkpoint of epoch 2")
+
+
+def test_guessing_is_not_taken_for_knowledge():
+    rng = np.random.default_rng(0)
+    overfit = 0
+    for _ in range(40):
+        labels = rng.integers(0, 5, 300)
+        overfit += diagnose(record_of(rng.integers(0, 5, (8, 300)), labels, 5)).overfits
+    assert overfit <= 6  # one in twenty by chance
+
+
+def test_what_only_a_mixture_knows_is_worth_distilling():
+    labels = np.arange(400) % 4
+    part = np.arange(400) // 4 % 4
+    right = np.ones((4, 400), bool)
+    for epoch in range(4):  # each network is wrong on a quarter of its own, and unsure there
+        right[epoch] = part != epoch
+    probs = np.full((4, 400, 4), 0.0)
+    for epoch in range(4):
+        sure = np.where(right[epoch], 0.9, 0.3)
+        probs[epoch, np.arange(400), labels] = sure
+        wrong = np.where(right[epoch], 0.1, 0.7)
+        probs[epoch, np.arange(400), (labels + 1 + epoch % 3) % 4] = wrong
+    found = diagnose(RunRecord.from_arrays(probs, labels))
+    assert found.over_stopped.low > 0
+    assert found.networks > 1
+    assert found.advice == "distil"
+    assert found.sentences[-1].startswith("Fuse, and distil the fusion: it beats early stopping")
+
+
+def test_the_gain_is_scored_on_samples_that_did_not_choose():
+    record = forgetful()
+    val, folds = record.split(3)[0], 5
+    fold_of = np.random.default_rng(3).permutation(len(val.labels)) % folds
+    right = np.zeros(len(val.labels), bool)
+    for fold in range(folds):
+        inside = np.flatnonzero(fold_of == fold)
+        kf = knowledge_fusion(val.take(np.flatnonzero(fold_of != fold), "val"))
+        rest = val.take(inside, "val")
+        right[inside] = right_samples(fuse(rest, kf), rest.labels)
+    gained = right.mean() - val.correct[-1].mean()
+    assert diagnose(record, split=3).fused.value == pytest.approx(gained)
+    assert diagnose(val, split=3).summary() == diagnose(record, split=3).summary()
+
+
+def test_the_test_half_is_refused_and_not_looked_at():
+    record = forgetful()
+    with pytest.raises(InputError, match="test half"):
+        diagnose(record.split(0)[1])
+    spoiled = record.probs.copy()
+    places = np.random.default_rng(0).permutation(400)[200:]
+    spoiled[:, places] = 0.2
+    predicted = record.predicted.copy()
+    predicted[:, places] = 0
+    other = RunRecord(**vars(record) | {"probs": spoiled, "predicted": predicted})
+    assert diagnose(other).summary() == diagnose(record).summary()
+
+
+def test_a_record_without_probabilities_is_diagnosed_as_far_as_it_goes(tmp_path):
+    record = forgetful()
+    record.save(tmp_path / "light.npz", light=True)
+    light, full = diagnose(RunRecord.load(tmp_path / "light.npz")), diagnose(record)
+    assert light.forget == full.forget
+    assert light.fused is light.networks is None
+    assert "fusion needs probabilities" in " ".join(light.sentences)
+    assert light.advice == "stop early"
+
+
+@pytest.fixture
+def tracked(tmp_path):
+    record = forgetful()
+    tracker = Tracker(tmp_path / "tracked", record.labels)
+    for probs in record.probs:
+        tracker.note(probs)
+    return tmp_path / "tracked"
+
+
+def fmn(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["fmn", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_the_command_tells_people_and_programs(tracked, monkeypatch, capsys):
+    found = diagnose(forgetful())
+    text = fmn(monkeypatch, capsys, "score", tracked)
+    assert all(sentence in text for sentence in found.sentences)
+    told = json.loads(fmn(monkeypatch, capsys, "score", tracked, "--json"))
+    assert told["final accuracy"] == forgetful().accuracy[-1]
+    assert told["diagnosis"]["overfits"] is True
+    assert told["diagnosis"]["worst_classes"] == found.worst_classes
+    assert told["diagnosis"]["fused"]["low"] == pytest.approx(found.fused.low)
+    assert len(told["diagnosis"]["classes"]) == 5
+    fused = json.loads(fmn(monkeypatch, capsys, "fuse", tracked, "--json"))
+    assert fused["gain, fused"]["low"] > 0
+    assert (tracked / "fusion.json").exists()
+
+
+def test_the_page_holds_everything_in_itself(tracked, monkeypatch, capsys, tmp_path):
+    fmn(monkeypatch, capsys, "score", tracked, "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count('<img src="data:image/svg+xml;base64,') == 2
+    alts = re.findall(r'alt="([^"]*)"', text)
+    assert all(len(alt) > 60 for alt in alts)
+    assert len(alts) == 2
+    assert "epoch 2" in alts[0]
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "Take the checkpoint of epoch 2" in text
+    assert text.count("<tr") == 6
+    fmn(monkeypatch, capsys, "score", tracked, "--html", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == text
+
+
+def test_the_page_of_a_name_that_is_markup():
+    record = steady()
+    text = page(record, diagnose(record), None, title="<b>&")
+    assert "<h1>&lt;b&gt;&amp;</h1>" in text
+    assert text.count("<img") == 1

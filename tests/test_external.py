@@ -1,0 +1,243 @@
+"""Checkpoints of a training from elsewhere, from files on disk to one network that is shipped."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from fmnlib import InputError, RunRecord
+from fmnlib.__main__ import main
+from fmnlib.checkpoints import find_checkpoints, fit, maker, read_state, write_state
+from fmnlib.pictures import View, read_pictures
+
+NET = """
+from torch import nn
+
+def build():
+    convs = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+"""
+VIEW = View(size=8, resize=8, mean=(0.5,), std=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder of images, a network, and the checkpoints of its training on wrong labels."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    for part, chosen in (("train", range(500)), ("val", range(500, 1500))):
+        for n in chosen:
+            place = root / part / f"digit {labels[n]}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[n]).save(place / f"{n}.png")
+    (root / "net.py").write_text(NET)
+    (root / "ckpt").mkdir()
+    torch.manual_seed(0)
+    train = read_pictures(root / "train", VIEW)
+    inputs, given = VIEW.normalize(train.images), train.labels.clone()
+    wrong = torch.rand(len(given)) < 0.4
+    given[wrong] = torch.randint(0, 10, (int(wrong.sum()),))
+    model = maker(f"{root}/net.py:build", classes=10, view=VIEW)()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for epoch in range(25):
+        for index in torch.randperm(len(given)).split(50):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs[index]), given[index]).backward()
+            optimizer.step()
+        torch.save({"epoch": epoch, "state_dict": model.state_dict()}, root / f"ckpt/e{epoch}.pt")
+    return root
+
+
+@pytest.fixture
+def fmn(elsewhere, monkeypatch, capsys, tmp_path):
+    """Run `fmn fuse` on them as a person would, from another folder."""
+    monkeypatch.chdir(tmp_path)
+    known = {"checkpoints": f"{elsewhere}/ckpt/*.pt", "model": f"{elsewhere}/net.py:build"}
+    known |= {"data": f"{elsewhere}/val", "size": "8", "resize": "8", "mean": "0.5", "std": "0.5"}
+
+    def run(words):
+        rest = [f"--{name} {value}" for name, value in known.items() if f"--{name} " not in words]
+        monkeypatch.setattr(sys, "argv", ["fmn", "fuse", *" ".join([words, *rest]).split()])
+        try:
+            main()
+            return 0, *capsys.readouterr()
+        except SystemExit as stop:
+            return stop.code, *capsys.readouterr()
+
+    return run
+
+
+LOAD = """
+import sys
+sys.modules["fmnlib"] = None  # importing it is an error
+import safetensors.torch, torch
+sys.path.insert(0, sys.argv[1])
+from net import build
+model = build()
+model.load_state_dict(safetensors.torch.load_file(sys.argv[2]))
+inputs, labels = torch.load(sys.argv[3], weights_only=True)
+print(float((model.eval()(inputs).argmax(1) == labels).float().mean()))
+"""
+
+
+@pytest.mark.parametrize("network", ["averaged", "distilled"])
+def test_one_network_is_written_that_loads_without_us(fmn, elsewhere, tmp_path, network):
+    words = f"--network {network} --train {elsewhere}/train --json --save-record mine.npz"
+    code, out, err = fmn(words)
+    told = json.loads(out)
+    assert code == 0
+    assert "predicting: 100%" in err  # what it does, and above it how long it will take
+    assert told["checkpoints"] == 25
+    assert told["test accuracy, fused"] > told["test accuracy, single"] + 0.02
+    gain = told["gain, fused"]
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    assert told["gain, fused"]["value"] == pytest.approx(
+        told["test accuracy, fused"] - told["test accuracy, single"]
+    )
+    assert told["pick 1"].startswith("e")
+    # The accuracy that it says is the one that a stranger measures on the same images.
+    record = RunRecord.load(tmp_path / "mine.npz")
+    place = np.arange(1000)[None].repeat(25, axis=0)
+    test = RunRecord(**vars(record) | {"predicted": place}).split(0)[1].predicted[0]
+    val = read_pictures(elsewhere / "val", VIEW)
+    stored = VIEW.normalize(val.images[test]), val.labels[test]
+    torch.save(stored, tmp_path / "test.pt")
+    script = [sys.executable, "-c", LOAD, elsewhere, tmp_path / "fused.safetensors"]
+    done = subprocess.run([*script, tmp_path / "test.pt"], capture_output=True, check=True)
+    assert float(done.stdout) == pytest.approx(told[f"test accuracy, {network}"], abs=1e-6)
+    mixture = json.loads((tmp_path / "fused.json").read_text())
+    assert mixture["checkpoints"][:3] == ["e0.pt", "e1.pt", "e2.pt"]
+    assert mixture["checkpoints"][10] == "e10.pt"
+    assert sum(mixture["weights"]) == pytest.approx(1)
+    assert mixture["classes"][3] == "digit 3"
+
+
+def test_a_student_is_better_than_what_training_left(fmn, elsewhere):
+    told = json.loads(fmn(f"--network distilled --train {elsewhere}/train --json")[1])
+    assert told["gain, distilled"]["low"] > 0
+
+
+def test_nothing_is_overwritten(fmn, tmp_path):
+    (tmp_path / "fused.safetensors").write_text("precious")
+    code, _, err = fmn("")
+    assert (code, err) == (
+        2,
+        "fmn: fused.safetensors exists; give another name, or move it away\n",
+    )
+    assert (tmp_path / "fused.safetensors").read_text() == "precious"
+
+
+def test_people_are_told_how_the_images_were_read(fmn):
+    _, out, _ = fmn("--max-picks 1")
+    assert "1000 of 10 classes; shorter side to 8 pixels, middle 8 x 8, mean 0.5, std 0.5" in out
+    assert "points (" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--size 0", "size is 0 and resize is 8; give 1 or more"),
+        ("--mean 0.5 0.5", "mean is (0.5, 0.5) and std is (0.5,); give one or three numbers"),
+        ("--mean 0.5 0.5 0.5 --std 1 1 1", "the model takes no images of shape [3, 8, 8] ("),
+        ("--model torchvision:resnet18 --mean 0 0 0 --std 1 1 1", "e0.pt does not fit: 0.bias is"),
+        ("--model torchvision:resnet1", "torchvision has no network 'resnet1'; did you mean"),
+        ("--model nowhere.py:build", "nowhere.py does not exist; give FILE.py:FUNCTION"),
+        ("--checkpoints nothing*.pt", "0 files match 'nothing*.pt'; give two checkpoints or more"),
+        ("--data nowhere", "nowhere must hold CLASS/ folders of images"),
+        ("--train nowhere", "nowhere must hold CLASS/ folders of images"),
+        ("--network distilled", "--network distilled needs --train FOLDER of training images"),
+        ("--network both", 'Invalid value "both" for --network'),
+        ("--output fused.pt", "output is fused.pt; give a name that ends in .safetensors"),
+        ("--epochs 0", "epochs is 0 and lr is 0.01; give more than 0"),
+        ("--window 20", "window is 20 with 25 kept epochs; allow 0 to 12"),
+        ("digits", "give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(fmn, tmp_path, words, told):
+    code, out, err = fmn(words)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]  # progress may stand above it
+    assert last.startswith("fmn: ")
+    assert told in last
+    assert not list(tmp_path.glob("fused*"))
+
+
+def test_checkpoints_come_in_the_order_of_training(tmp_path):
+    for name in ("epoch_10.pt", "epoch_2.pt", "epoch_1.pt"):
+        (tmp_path / name).touch()
+    found = find_checkpoints(f"{tmp_path}/*.pt")
+    assert [path.name for path in found] == ["epoch_1.pt", "epoch_2.pt", "epoch_10.pt"]
+    for step in (900, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").touch()
+    found = find_checkpoints(f"{tmp_path}/checkpoint-*/model.safetensors")
+    assert [path.parent.name for path in found] == ["checkpoint-900", "checkpoint-1000"]
+
+
+@pytest.mark.parametrize("form", ["plain.pt", "nested.pth", "parallel.pt", "plain.safetensors"])
+def test_every_usual_form_of_a_checkpoint_is_read(tmp_path, form):
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    state, path = net.state_dict(), tmp_path / form
+    if form == "plain.safetensors":
+        write_state(path, state)
+        assert safetensors.torch.load_file(path).keys() == state.keys()
+    elif form == "nested.pth":
+        torch.save({"model_state_dict": state, "optimizer_state_dict": {"lr": 0.1}}, path)
+    elif form == "parallel.pt":
+        extra = {"criterion.weight": torch.ones(2)}
+        torch.save({f"module.{k}": v for k, v in state.items()} | extra, path)
+    else:
+        torch.save(state, path)
+    other = fit(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), read_state(path))
+    inputs = torch.randn(5, 2)
+    torch.testing.assert_close(other(inputs), net(inputs))
+
+
+class Surprise:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def test_nothing_is_unpickled(tmp_path, capsys):
+    torch.save({"state_dict": Surprise()}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match=r"bad\.pt cannot be read"):
+        read_state(tmp_path / "bad.pt")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "text.pt", "list.pt"])
+def test_damaged_and_foreign_files_are_told(tmp_path, name):
+    path = tmp_path / name
+    if name == "text.pt":
+        path.write_text("hello")
+    elif name == "list.pt":
+        torch.save([1, 2], path)
+    else:
+        state = {"weight": torch.ones(100)}
+        write_state(path, state) if "safe" in name else torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(InputError, match=f"{name}.*; save"):
+        read_state(path)
+
+
+def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):
+    make = maker("torchvision:squeezenet1_1", classes=10, view=View(size=32))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        write_state(tmp_path / f"s{seed}.safetensors", make().state_dict())
+    words = f"--checkpoints {tmp_path}/s*.safetensors --model torchvision:squeezenet1_1"
+    words += f" --data {elsewhere}/train"
+    words += " --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --resize 0"
+    code, out, _ = fmn(f"{words} --size 32 --json --output x.safetensors")
+    assert code == 0
+    assert 0 <= json.loads(out)["test accuracy, averaged"] < 0.4  # never trained
+    assert "shorter side to 37 pixels" in json.loads(out)["images"]
