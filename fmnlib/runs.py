@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import math
 import multiprocessing
+import multiprocessing.process
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -257,4 +260,18 @@ def _pool(workers: int, *_place: str) -> ProcessPoolExecutor:
     """
     # Fresh interpreters: a fork would inherit torch's threads, half alive.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
+    return ProcessPoolExecutor(workers, context, _begin_worker)
+
+
+def _begin_worker() -> None:
+    """One thread for the arithmetic; end at once with the parent, for runs may be killed."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)
