@@ -34,8 +34,8 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
     """What is timed on a device; a ResNet-18 only on a GPU."""
     cuda = device.type == "cuda"
     quick = RunConfig(epochs=20)
-    part = {} if cuda else {"train_samples": 2000, "eval_samples": 1000}
-    standard = RunConfig.of_profile("standard", epochs=12 if cuda else 5, **part)
+    part = {} if cuda else {"train_samples": 1000, "eval_samples": 500}
+    standard = RunConfig.of_profile("standard", epochs=12 if cuda else 4, **part)
     if small:
         quick = RunConfig(epochs=4, train_samples=200, eval_samples=100)
         standard = dataclasses.replace(standard, train_samples=200, eval_samples=100, epochs=4)

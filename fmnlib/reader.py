@@ -67,8 +67,9 @@ class Reader:
             self._loader = self._start()
         try:
             for images in self._loader:
-                if isinstance(images, InputError):
-                    raise images
+                if isinstance(images, str):
+                    self._loader = None  # else the error's traceback would keep the processes
+                    raise InputError(images)
                 yield images
         except RuntimeError as error:
             told = str(error).partition("\n")[0]
@@ -114,15 +115,16 @@ class _Queue:
 class _Decoder(Dataset[Any]):
     """What runs in the processes."""
 
-    def __getitem__(self, request: Request) -> Tensor | InputError:
+    def __getitem__(self, request: Request) -> Tensor | str:
+        """The batch; or, as an error that a process raises has many lines, what is wrong."""
         images = []
         for file, index in zip(request.files, request.indices, strict=True):
             path = request.root / os.fsdecode(file)
             try:
                 with Image.open(path) as image:
                     pixels = image.convert("RGB")
-            except (OSError, SyntaxError) as error:  # given back: if raised, it has many lines
-                return InputError(f"{path} is no image ({error}); replace or remove it")
+            except (OSError, SyntaxError) as error:
+                return f"{path} is no image ({error}); replace or remove it"
             mixed = np.random.SeedSequence((request.seed, index)).generate_state(1)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(mixed[0]))
