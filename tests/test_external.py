@@ -173,6 +173,13 @@ def test_bad_input_is_told_in_one_line(fmn, tmp_path, words, told):
     assert not list(tmp_path.glob("fused*"))
 
 
+def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", "fmn fuse digits --network distilled".split())
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "'digits' is a run; --model, --data and the like go with" in capsys.readouterr().err
+
+
 def test_checkpoints_come_in_the_order_of_training(tmp_path):
     for name in ("epoch_10.pt", "epoch_2.pt", "epoch_1.pt"):
         (tmp_path / name).touch()
