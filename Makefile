@@ -19,7 +19,7 @@ colab-test: .venv/ready
 	$(BIN)/pytest -q -m colab tests/test_colab.py
 
 benchmarks: .venv/ready
-	$(BIN)/python benchmarks/search.py
+	@$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf _build .venv

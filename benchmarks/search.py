@@ -1,24 +1,22 @@
-"""Time and memory of the searches for a fusion, on a synthetic run that forgets.
+"""Time and memory of the searches for a fusion, on a synthetic run that forgets."""
 
-    python benchmarks/search.py [--epochs 200] [--samples 5000] [--classes 100]
-
-On one core of a Xeon server the papers' rule takes 0.1 s, the exhaustive search 6 s.
-"""
-
-import argparse
 import time
 import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.machine import Machine
+from benchmarks.measure import Row, Spread
 from fmnlib import RunRecord
 from fmnlib.fusion import Fusion, accuracy
-from fmnlib.scores import forget_fraction
 from fmnlib.search import exhaustive_fusion, knowledge_fusion
 
+__all__ = ["search"]
+
 GRID = np.arange(0, 1.005, 0.01)
-TRIED = 4  # epochs that the plain grid is timed on
+TRIED = 2  # epochs that the plain grid is timed on
+WINDOW = 3  # epochs that one pick of the papers' rule averages
 
 
 def trajectories(epochs: int, samples: int, classes: int) -> RunRecord:
@@ -51,48 +49,46 @@ def plain_grid(record: RunRecord) -> None:
             (((1 - share) * fused + share * candidate).argmax(axis=1) == labels).mean()
 
 
-def measure(search: Callable[[], Fusion | None]) -> tuple[float, float, float, Fusion | None]:
-    """CPU and wall seconds, the best of as many runs as a second holds; then peak megabytes."""
-    cpu = wall = np.inf
-    begun = time.perf_counter()
-    while cpu == np.inf or time.perf_counter() - begun < 1:
-        cpu_start, wall_start = time.process_time(), time.perf_counter()
-        found = search()
-        wall = min(wall, time.perf_counter() - wall_start)
-        cpu = min(cpu, time.process_time() - cpu_start)
-    tracemalloc.start()  # in a pass of its own, for it costs time
-    search()
+def search(machine: Machine, repeats: int, small: bool) -> list[Row]:
+    """Seconds of a search in 200 epochs of 5,000 samples and 100 classes, in half precision.
+
+    The usual script tries a grid of shares for every epoch in plain numpy, for one pick. The floor
+    reads the probabilities that a pick must see: those of all epochs, or of one window.
+    """
+    shape = (20, 200, 10) if small else (200, 5000, 100)
+    record = trajectories(*shape)
+    usual = [s * record.epochs / TRIED for s in measure(lambda: plain_grid(record), 1)[0]]
+    searches: dict[str, Callable[[], Fusion]] = {
+        "the papers' rule": lambda: knowledge_fusion(record),
+        "the papers' rule and grid": lambda: knowledge_fusion(record, grid=GRID),
+        "exhaustive, one pick": lambda: exhaustive_fusion(record, max_picks=1),
+        "exhaustive": lambda: exhaustive_fusion(record),
+    }
+    rows = []
+    for name, call in searches.items():
+        seconds, peak, found = measure(call, repeats)
+        assert found is not None
+        result = f"{len(found.picks)} picks, accuracy {accuracy(record, found):.3f}"
+        epochs = shape[0] if "exhaustive" in name else WINDOW
+        floor, bound = machine.seconds(0, 2 * epochs * shape[1] * shape[2] * len(found.picks))
+        rows.append(Row("search", name, "s", Spread.of(seconds),
+                        Spread.of(usual) if name == "exhaustive, one pick" else None, floor, bound,
+                        "CPU, 1 thread, float16 to float64",
+                        f"{result}; peak {peak:.0f} MB"))  # fmt: skip
+    return rows
+
+
+def measure(
+    call: Callable[[], Fusion | None], repeats: int
+) -> tuple[list[float], float, Fusion | None]:
+    """Wall seconds of each call; then peak megabytes, in a pass of its own, for it costs time."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        found = call()
+        seconds.append(time.perf_counter() - start)
+    tracemalloc.start()
+    call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return cpu, wall, peak / 1e6, found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--classes", type=int, default=100)
-    size = parser.parse_args()
-    record = trajectories(size.epochs, size.samples, size.classes)
-    forgotten = forget_fraction(record.correct).max()
-    print(f"{size.epochs} epochs x {size.samples:,} samples x {size.classes} classes, float16")
-    print(f"accuracy at the end {record.accuracy[-1]:.4f}, most forgotten {forgotten:.4f}\n")
-    searches: dict[str, Callable[[], Fusion | None]] = {
-        "knowledge_fusion": lambda: knowledge_fusion(record),
-        "knowledge_fusion, grid of 0.01": lambda: knowledge_fusion(record, grid=GRID),
-        "exhaustive_fusion": lambda: exhaustive_fusion(record),
-        "exhaustive_fusion, one pick": lambda: exhaustive_fusion(record, max_picks=1),
-        f"numpy grid, one pick: {TRIED} epochs, scaled": lambda: plain_grid(record),
-    }
-    print(f"{'search':38}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}{'picks':>7}{'accuracy':>10}")
-    for name, search in searches.items():
-        cpu, wall, peak, found = measure(search)
-        if found is None:
-            cpu, wall, result = cpu * size.epochs / TRIED, wall * size.epochs / TRIED, ""
-        else:
-            result = f"{len(found.picks):7}{accuracy(record, found):10.4f}"
-        print(f"{name:38}{cpu:8.2f}{wall:8.2f}{peak:9.1f}{result}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return seconds, peak / 1e6, found

@@ -1,14 +1,17 @@
 """The command `fmn`: train, score, fuse and distil runs, and build the book."""
 
 import json
+import math
 import sys
+import time
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from fmnlib import __version__, commands
 from fmnlib.commands import Json, facts, find_folder, load, show
-from fmnlib.config import InputError, RunConfig
+from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.fusion import Fusion, accuracy, single
 from fmnlib.search import knowledge_fusion
 
@@ -24,7 +27,13 @@ _QUICK = RunConfig()
 
 
 @app.command(name="train")
-def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = False) -> None:
+def train_run(
+    config: Flags = _QUICK,
+    *,
+    device: str = "auto",
+    max_minutes: float = math.inf,
+    as_json: Json = False,
+) -> None:
     """Train one network and record what it knows after every epoch.
 
     The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
@@ -33,12 +42,14 @@ def train_run(config: Flags = _QUICK, *, device: str = "auto", as_json: Json = F
     Args:
         config: What to train.
         device: cpu, cuda, or auto for a GPU if there is one.
+        max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
     from fmnlib import runs
     from fmnlib.train import train
 
-    record = train(config, runs.folder(config), device=device)
+    deadline = time.monotonic() + 60 * max_minutes
+    record = train(config, runs.folder(config), device=device, deadline=deadline)
     show({"run": config.id} | facts(record), as_json)
 
 
@@ -54,6 +65,7 @@ def distill_run(
     temperature: float = RunConfig.temperature,
     soft_share: float = RunConfig.soft_share,
     device: str = "auto",
+    max_minutes: float = math.inf,
     as_json: Json = False,
 ) -> None:
     """Put the fusion of a run into one network of the original size.
@@ -66,6 +78,7 @@ def distill_run(
         temperature: Softens the teacher and the student.
         soft_share: Weight of the teacher's term; the labels' term has the rest.
         device: cpu, cuda, or auto for a GPU if there is one.
+        max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
     from fmnlib.distill import distill, members_of, student_config
@@ -80,7 +93,9 @@ def distill_run(
     config = student_config(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
-    student = distill(config, members, place.parent / config.id, device=device)
+    deadline = time.monotonic() + 60 * max_minutes
+    folder = place.parent / config.id
+    student = distill(config, members, folder, device=device, deadline=deadline)
     told = {
         "test accuracy, single": accuracy(test, single(test)),
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
@@ -109,6 +124,46 @@ def list_runs(*, as_json: Json = False) -> None:
         print(f"{row['run']:<60} {epochs:>11}  {row['state']:<10} {accuracy}")
 
 
+@app.command(name="grid")
+def grid_of_runs(
+    name: str,
+    *,
+    status: bool = False,
+    out: Path | None = None,
+    max_minutes: float = math.inf,
+    workers: int | None = None,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Work through a grid of runs, most telling first; what was stopped goes on.
+
+    Args:
+        name: paper (CIFAR-100, ResNet-18: the papers' tables) or cpu (what two cores can do).
+        status: Only say what is done, running and left.
+        out: Write scores and light records of the complete cells into this folder.
+        max_minutes: Stop after the last epoch that ends within this time.
+        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib import grid
+
+    cells = grid.cells(name)
+    try:
+        if not status:
+            deadline = time.monotonic() + 60 * max_minutes
+            grid.work(cells, device=device, workers=workers, deadline=deadline)
+    finally:
+        rows = grid.status(cells)
+        if out is not None:
+            grid.publish(cells, out)
+        if as_json:
+            print(json.dumps(rows))
+        for row in [] if as_json else rows:
+            took = f"{row['seconds']:8.0f} s" if "seconds" in row else ""
+            print(f"{row['network']:<64} {row['state']:<8}{took}")
+
+
 @app.command
 def book(*, cached: bool = False, update: bool = False) -> None:
     """Run every notebook and build the book; print the path of its first page.
@@ -129,24 +184,37 @@ def download(dataset: str) -> None:
     Args:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
     """
-    from fmnlib import data
+    from fmnlib import sources
 
-    print(data.download(dataset))
+    print(sources.download(dataset))
 
 
 def main() -> None:
     """Run the command; bad input ends in one line on standard error and exit code 2."""
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except Paused as word:
+        print(f"fmn: {word}")
     except (InputError, CycloptsError) as error:
         print("fmn:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, no permission
-        print(f"fmn: {error}", file=sys.stderr)
+        print(f"fmn: {error}; what was written stays, the same command goes on", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not _of_gpu(error):
+            raise
+        first = str(error).partition("\n")[0]
+        print(f"fmn: the GPU failed ({first}); the same command goes on", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)
+
+
+def _of_gpu(error: RuntimeError) -> bool:
+    """Whether an error is the device's, such as one that is lost or has no memory left."""
+    return "CUDA" in str(error) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
 if __name__ == "__main__":

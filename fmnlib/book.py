@@ -29,7 +29,8 @@ SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
 HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
 TRAINING = (
-    "checkpoint config data distill features models noise plane record recorder theory train views"
+    "augment checkpoint config data dataset distill features models noise plane record recorder "
+    "schedule sources state step theory train views"
 ).split()
 
 

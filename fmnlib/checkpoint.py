@@ -14,7 +14,22 @@ from torch import Tensor
 from fmnlib.config import InputError
 from fmnlib.record import write_whole
 
-__all__ = ["load_tensors", "save_tensors"]
+__all__ = ["checkpoint_path", "load_tensors", "lossless", "save_tensors"]
+
+
+def checkpoint_path(folder: Path, epoch: int) -> Path:
+    """Where the weights after an epoch lie."""
+    return folder / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
+
+
+def lossless(state: Mapping[str, Tensor], computed_in_half: bool) -> dict[str, Tensor]:
+    """Weights as small as they can be kept without changing what the network predicts.
+
+    Matrices and filters of a network that computes in bfloat16 are cast to it in every pass.
+    """
+    half = {k for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
+    wanted = half if computed_in_half else set()
+    return {k: v.bfloat16() if k in wanted else v for k, v in state.items()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

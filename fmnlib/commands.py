@@ -1,6 +1,7 @@
 """The commands `fmn score` and `fmn fuse`; how a command reads a run and shows what it found."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,12 @@ def load(run: str) -> RunRecord:
 
 
 def show(rows: Mapping[str, Any], as_json: bool) -> None:
-    """Print named values: for people a line each, shares in percent; or one line of JSON."""
+    """Print named values: for people a line each, shares in percent; or one line of JSON.
+
+    Of the processes that train one run together, the first speaks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         print(json.dumps({k: vars(v) if isinstance(v, Interval) else v for k, v in rows.items()}))
         return

@@ -11,11 +11,15 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-__all__ = ["PROFILES", "TAIL", "InputError", "RunConfig"]
+__all__ = ["PROFILES", "TAIL", "InputError", "Paused", "RunConfig"]
 
 
 class InputError(ValueError):
     """Bad input, told in one line: what was given, what is allowed, what to do."""
+
+
+class Paused(Exception):
+    """A run stopped because its time was up; the same call goes on from its last epoch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,14 +30,17 @@ class RunConfig:
     `RunRecord.split`, and changes no network. A student's split is named by its `teacher`.
 
     Attributes:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, wave (points in the plane), or
-            folder:PATH.
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, animal10n, wave (points in the
+            plane), folder:PATH (images read into memory), or stream:PATH (read while training).
         classes: all, or the first or the second half of them alone, for transfer learning.
         evaluate: Record predictions for the test data, or for the training images that
             `train_samples` leaves out, with the labels that they would be trained on.
         train_samples: Train on this many images, drawn with `noise_seed`; 0 takes all.
         eval_samples: Record this many evaluation images; 0 takes all.
-        image_size: Side, in pixels, to which the images of a folder are resized.
+        image_size: Side, in pixels, to which images from files are resized.
+        eval_size: Side of streamed evaluation images; 0 is `image_size`.
+        eval_resize: Their shorter side before the centre is cut out; 0 is 8/7 of `eval_size`.
+        interpolation: How streamed images are resized.
         model: convnet, mlp, resnet8, resnet20, resnet18, or torchvision:NAME.
         width: Factor on the number of channels (not for torchvision's networks).
         epochs: Passes over the training data.
@@ -41,20 +48,36 @@ class RunConfig:
         optimizer: SGD with Nesterov momentum, or AdamW.
         lr: Peak learning rate.
         momentum: Momentum of SGD.
+        nesterov: SGD looks ahead.
         weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
-        schedule: Learning rate over time. Step divides by 10 at 1/2 and 3/4 of the run. The two
-            tails halve the rate along a cosine until `TAIL` of the run is done; then it stays
-            constant, or falls to 0 in cycles.
+        no_decay: Parameters that weight decay leaves alone.
+        clip_norm: Largest norm of the gradient; 0 is off.
+        warmup: Epochs in which the rate rises in a line, before the schedule begins.
+        warmup_factor: Share of the rate that it rises from.
+        lr_min: Where the cosine schedule ends.
+        schedule: Learning rate over time. Step divides by 10 at 1/2 and 3/4 of the run, thirds at
+            1/3 and 2/3. The two tails halve the rate along a cosine until `TAIL` of the run is
+            done; then it stays constant, or falls to 0 in cycles.
         cycles: Number of cosine cycles of the cyclic schedules.
-        augment: crop shifts by up to an eighth of the side, crop_flip mirrors as well.
+        augment: crop shifts by up to an eighth of the side, crop_flip mirrors as well. Of streamed
+            images: imagenet crops, resizes and mirrors at random; trivial and rand add
+            TrivialAugmentWide and RandAugment.
+        erase: Probability that a rectangle of a streamed image is erased.
+        mixup: alpha of mixup; 0 is off. With CutMix, each batch takes one of the two.
+        cutmix: alpha of CutMix; 0 is off.
+        label_smoothing: Share of the target that is spread over all classes.
         noise: none, symmetric, asymmetric, human (CIFAR-100N), or matrix:FILE.csv.
         noise_rate: Share of the training labels that are flipped (symmetric, asymmetric).
         ema: Decay of the exponential moving average of weights that is recorded; 0 is off.
         keep_every: Keep probabilities and checkpoint of every k-th epoch, and of the last one;
             of a schedule with a tail, in the tail alone.
+        keep: Keep those of these epochs, and of the last one, instead.
+        precision: Of the networks' arithmetic; auto is bfloat16 on a GPU, float32 on a CPU.
         teacher: Name of the ensemble that a student learns from; empty for a plain run.
         temperature: Softens the teacher and the student in the soft-target loss.
         soft_share: Weight of the soft-target loss; the labels' loss has the rest.
+        teacher_views: Let the teacher score so many augmented views of each image beforehand, and
+            the student choose among them; 0 scores every view as it comes.
         init: A student starts from scratch, or from its teacher's heaviest network.
         seed: Initialisation, order of the data, augmentation.
         noise_seed: Which labels are flipped, and which samples are taken.
@@ -66,6 +89,9 @@ class RunConfig:
     train_samples: int = 0
     eval_samples: int = 0
     image_size: int = 32
+    eval_size: int = 0
+    eval_resize: int = 0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     model: str = "convnet"
     width: float = 1.0
     epochs: int = 40
@@ -73,19 +99,32 @@ class RunConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "step", "constant", "cyclic", "constant_tail", "cyclic_tail"] = (
-        "cosine"
-    )
+    no_decay: Literal["none", "norms", "norms_and_biases", "embeddings"] = "none"
+    clip_norm: float = 0.0
+    warmup: float = 0.0
+    warmup_factor: float = 0.01
+    lr_min: float = 0.0
+    schedule: Literal[
+        "cosine", "step", "thirds", "constant", "cyclic", "constant_tail", "cyclic_tail"
+    ] = "cosine"
     cycles: int = 5
-    augment: Literal["none", "crop", "crop_flip"] = "none"
+    augment: Literal["none", "crop", "crop_flip", "imagenet", "trivial", "rand"] = "none"
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
     noise: str = "none"
     noise_rate: float = 0.0
     ema: float = 0.0
     keep_every: int = 1
+    keep: tuple[int, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     teacher: str = ""
     temperature: float = 2.0
     soft_share: float = 0.9
+    teacher_views: int = 0
     init: Literal["scratch", "teacher"] = "scratch"
     seed: int = 0
     noise_seed: int = 0
@@ -98,8 +137,23 @@ class RunConfig:
             if not low <= value < high:
                 allowed = f"at least {low}" + (f" and below {high}" if high < np.inf else "")
                 raise InputError(f"{name} is {value}; allowed is {allowed}")
-        if not 0 <= self.soft_share <= 1:
-            raise InputError(f"soft_share is {self.soft_share}; allowed is from 0 to 1")
+        for name in ("soft_share", "erase", "warmup_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed is from 0 to 1")
+        if self.warmup >= self.epochs or self.lr_min > self.lr:
+            given = f"warmup is {self.warmup} of {self.epochs} epochs, lr_min {self.lr_min}"
+            raise InputError(f"{given}; make warmup less than epochs and lr_min at most lr")
+        streamed = self.dataset.startswith("stream:")
+        fitting = (
+            "none",
+            *(("imagenet", "trivial", "rand") if streamed else ("crop", "crop_flip")),
+        )
+        if self.augment not in fitting:
+            given = f"augment is {self.augment!r} with dataset={self.dataset}"
+            raise InputError(f"{given}; choose one of {', '.join(fitting)}")
+        if any(not 0 <= epoch < self.epochs for epoch in self.keep):
+            given = f"keep is {self.keep} in a run of {self.epochs} epochs"
+            raise InputError(f"{given}; epochs count from 0 to {self.epochs - 1}")
         kind, _, file = self.noise.partition(":")
         plain = ("none", "symmetric", "asymmetric", "human")
         if self.noise not in plain and not (kind == "matrix" and file):
@@ -113,6 +167,10 @@ class RunConfig:
 
     def _check_type(self, name: str, value: object) -> None:
         kind = get_type_hints(type(self))[name]
+        if name == "keep":
+            if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
+                raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+            return
         if choices := get_args(kind):
             if value not in choices:
                 allowed = ", ".join(choices)
@@ -137,14 +195,18 @@ class RunConfig:
 
     @property
     def id(self) -> str:
-        """A readable name that ends in a short hash of every field.
+        """A readable name that ends in a short hash of the fields that differ from the defaults.
+
+        So a new field, whose default changes nothing, leaves the names of older runs as they are.
 
         >>> RunConfig(noise="symmetric", noise_rate=0.4, seed=2).id.rpartition("-")[0]
         'digits-convnet-sym40-s2'
         """
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
-        parts = [self.dataset.rstrip("/").rpartition("/")[2].replace("folder:", "")]
+        fields = dataclasses.fields(self)
+        chosen = {f.name: getattr(self, f.name) for f in fields}
+        chosen = {f.name: chosen[f.name] for f in fields if chosen[f.name] != f.default}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+        parts = [self.dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]]
         parts += [self.model.replace(":", "_"), self.setting]
         parts += [self.teacher] if self.teacher else []
         return "-".join([*parts, f"s{self.seed}", digest])
@@ -181,7 +243,8 @@ class RunConfig:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 raise InputError(f"a run has no setting {key!r}; {hint}")
-        return cls(**fields)
+        listed = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}  # JSON's tuples
+        return cls(**{**fields, **listed})
 
 
 _RANGES = [
@@ -194,11 +257,20 @@ _RANGES = [
     ("lr", 0, np.inf),
     ("momentum", 0, 1),
     ("weight_decay", 0, np.inf),
+    ("clip_norm", 0, np.inf),
+    ("warmup", 0, np.inf),
+    ("lr_min", 0, np.inf),
+    ("mixup", 0, np.inf),
+    ("cutmix", 0, np.inf),
+    ("label_smoothing", 0, 1),
+    ("eval_size", 0, np.inf),
+    ("eval_resize", 0, np.inf),
     ("cycles", 1, np.inf),
     ("noise_rate", 0, 1),
     ("ema", 0, 1),
     ("keep_every", 1, np.inf),
     ("temperature", 0.01, np.inf),
+    ("teacher_views", 0, np.inf),
     ("seed", 0, 2**31),
     ("noise_seed", 0, 2**31),
 ]

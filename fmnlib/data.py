@@ -1,23 +1,19 @@
-"""A data set as tensors on a device, its noisy labels, and batched augmentation.
-
-Images stay uint8 and on the device; a batch is gathered, shifted, mirrored and normalised there.
-"""
+"""The data set of a run: its samples chosen, its labels made noisy, its tensors on a device."""
 
 import dataclasses
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmnlib import noise, plane
+from fmnlib import noise
 from fmnlib.config import InputError, RunConfig
+from fmnlib.dataset import Data, DataSet
+from fmnlib.sources import data_root, read
+from fmnlib.streamed import StreamedSet, open_folder
 
-__all__ = ["DataSet", "confused_with", "data_root", "download", "load"]
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+__all__ = ["confused_with", "in_memory", "load"]
 
 # For each of the 100 classes of CIFAR-100, in torchvision's order, its superclass.
 _SUPERCLASS = (
@@ -31,90 +27,26 @@ _CONFUSABLE = {
     "fashion_mnist": {2: 6, 3: 4, 4: 3, 7: 5, 9: 7},
     "cifar10": {2: 0, 3: 5, 4: 7, 5: 3, 9: 1},
 }
-_TORCHVISION = {
-    "mnist": ("MNIST", "mnist"),
-    "fashion_mnist": ("FashionMNIST", "fashionmnist"),
-    "cifar10": ("CIFAR10", "cifar10"),
-    "cifar100": ("CIFAR100", "cifar100"),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """Training and evaluation data on one device.
-
-    Attributes:
-        images: Training images, uint8 `[samples, channels, side, side]`.
-        labels: The labels to train on, noise included, `[samples]`.
-        flipped: Which labels are wrong, `[samples]`.
-        eval_images: Images to record.
-        eval_labels: Their true classes.
-        classes: Number of classes.
-        mean: Mean of the training images per channel, in units of 255.
-        std: Standard deviation likewise.
-    """
-
-    images: Tensor
-    labels: Tensor
-    flipped: Tensor
-    eval_images: Tensor
-    eval_labels: Tensor
-    classes: int
-    mean: Tensor
-    std: Tensor
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Float images of mean 0 and deviation 1, channels last."""
-        scale = 1 / (255 * self.std)
-        shifted = images * scale[:, None, None] - (self.mean / self.std)[:, None, None]
-        return shifted.contiguous(memory_format=torch.channels_last)
-
-    def augmented(self, index: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-        """Normalised training images, each shifted (and mirrored) at random.
-
-        Args:
-            index: Which samples, `[batch]`.
-            augment: none, crop or crop_flip.
-            generator: Source of the randomness, on the data's device.
-        """
-        if augment == "none":
-            return self.normalize(self.images[index])
-        side, count = self.images.shape[-1], len(index)
-        pad = side // 8
-        device = self.images.device
-        shift = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator, device=device)
-        pixel = torch.arange(side, device=device)
-        rows, columns = (pixel + shift).unbind(0)
-        if augment == "crop_flip":
-            mirror = torch.rand(count, generator=generator, device=device) < 0.5
-            columns = torch.where(mirror[:, None], columns.flip(1), columns)
-        padded = torch.nn.functional.pad(self.images[index], (pad, pad, pad, pad)).flatten(2)
-        plane = (rows[:, :, None] * (side + 2 * pad) + columns[:, None, :]).flatten(1)
-        chosen = padded.gather(2, plane[:, None].expand(-1, padded.shape[1], -1))
-        return self.normalize(chosen.view(count, -1, side, side))
-
-
-def data_root() -> Path:
-    """Where data sets lie: the folder that the environment variable FMN_DATA names, or data/."""
-    return Path(os.environ.get("FMN_DATA", "data"))
-
-
-def download(dataset: str) -> Path:
-    """Fetch one of torchvision's data sets into `data_root()`."""
-    name, folder = _torchvision(dataset)
-    import torchvision.datasets
-
-    getattr(torchvision.datasets, name)(data_root() / folder, download=True)
-    return data_root() / folder
-
-
-def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
-    """The data set of a run, its labels made noisy, its images on a device.
+def load(config: RunConfig, device: str | torch.device = "cpu") -> Data:
+    """The data set of a run, its labels made noisy, its images on a device or in their files.
 
     Raises:
         InputError: If the data set is unknown or not where it should be.
     """
-    images, labels, eval_images, eval_labels = _read(config)
+    if config.dataset.startswith("stream:"):
+        return _stream(config, torch.device(device))
+    return in_memory(config, device)
+
+
+def in_memory(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
+    """The data set of a run that is not streamed.
+
+    Raises:
+        InputError: If it is streamed, unknown, or not where it should be.
+    """
+    images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
     if config.evaluate == "heldout":  # their labels are noisy too: noise is drawn over all
@@ -142,6 +74,30 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         classes=classes,
         mean=tensor(mean),
         std=tensor(std),
+    )
+
+
+def _stream(config: RunConfig, device: torch.device) -> StreamedSet:
+    """Labels are made noisy and samples chosen as for images in memory."""
+    if config.evaluate != "test" or config.classes != "all":
+        raise InputError("streamed images are evaluated on their own folder, with all classes")
+    whole = open_folder(
+        Path(config.dataset.removeprefix("stream:")),
+        device,
+        size=config.image_size,
+        eval_size=config.eval_size,
+        eval_resize=config.eval_resize,
+        interpolation=config.interpolation,
+        erase=config.erase,
+    )
+    labels = whole.labels.cpu().numpy()
+    chosen = _subset(len(labels), config.train_samples, config.noise_seed)
+    evaluated = _subset(len(whole.eval_labels), config.eval_samples, config.noise_seed)
+    noisy, flipped = _add_noise(config, labels, chosen, whole.classes)
+    return dataclasses.replace(
+        whole.subset(chosen, evaluated),
+        labels=torch.from_numpy(noisy).to(device),
+        flipped=torch.from_numpy(flipped).to(device),
     )
 
 
@@ -209,81 +165,3 @@ def _subset(available: int, wanted: int, seed: int) -> np.ndarray:
     if wanted == 0:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).permutation(available)[:wanted])
-
-
-def _read(config: RunConfig) -> Arrays:
-    if config.classes != "all":
-        return _half(_read(dataclasses.replace(config, classes="all")), config.classes)
-    if config.dataset == "digits":
-        return _digits()
-    if config.dataset == "wave":
-        return plane.wave()
-    if config.dataset.startswith("folder:"):
-        return _folder(Path(config.dataset.removeprefix("folder:")), config.image_size)
-    return _from_torchvision(config.dataset)
-
-
-def _half(whole: Arrays, half: str) -> Arrays:
-    """The samples of half of the classes, which are counted from 0 again."""
-    images, labels, eval_images, eval_labels = whole
-    middle = (int(labels.max()) + 1) // 2
-    first = 0 if half == "first_half" else middle
-    last = middle if half == "first_half" else int(labels.max()) + 1
-    wanted, eval_wanted = ((first <= y) & (y < last) for y in (labels, eval_labels))
-    parts = images[wanted], labels[wanted] - first
-    return *parts, eval_images[eval_wanted], eval_labels[eval_wanted] - first
-
-
-def _digits() -> Arrays:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))  # the same 1,000 for everybody
-    images = np.round(images[order] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-    labels = labels[order].astype(np.int64)
-    return images[:1000], labels[:1000], images[1000:], labels[1000:]
-
-
-def _torchvision(dataset: str) -> tuple[str, str]:
-    if dataset not in _TORCHVISION:
-        known = ", ".join(["digits", *_TORCHVISION, "wave", "folder:PATH"])
-        raise InputError(f"dataset is {dataset!r}; known are {known}")
-    return _TORCHVISION[dataset]
-
-
-def _from_torchvision(dataset: str) -> Arrays:
-    import torchvision.datasets
-
-    name, folder = _torchvision(dataset)
-    root = data_root() / folder
-    try:
-        parts = [getattr(torchvision.datasets, name)(root, train=train) for train in (True, False)]
-    except RuntimeError as error:
-        where = f"{name} was not found in {root}"
-        raise InputError(f"{where}; run `fmn download {dataset}` or set FMN_DATA") from error
-    images = [np.asarray(part.data) for part in parts]
-    nchw = [x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2) for x in images]
-    labels = [np.asarray(part.targets).astype(np.int64) for part in parts]
-    return nchw[0], labels[0], nchw[1], labels[1]
-
-
-def _folder(root: Path, side: int) -> Arrays:
-    """Read `train/CLASS/*` and `test/CLASS/*` (or val/), cut to a centred square and resized."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
-
-    evaluation = "test" if (root / "test").is_dir() else "val"
-    steps = [v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)]
-    transform: Callable[..., Tensor] = v2.Compose([v2.RGB(), *steps])
-    try:
-        parts = [ImageFolder(root / part, transform) for part in ("train", evaluation)]
-    except FileNotFoundError as error:
-        lies = f"{root} must hold train/CLASS/ and test/CLASS/ with images"
-        raise InputError(f"{lies} ({error})") from error
-    if parts[0].classes != parts[1].classes:
-        raise InputError(
-            f"{root}: the classes of train/ and {evaluation}/ differ; make them equal"
-        )
-    images = [np.stack([image.numpy() for image, _ in part]) for part in parts]
-    labels = [np.array(part.targets, np.int64) for part in parts]
-    return images[0], labels[0], images[1], labels[1]

@@ -5,8 +5,9 @@ By distillation ("Distilled KF"), or by averaging the weights themselves ("Avera
 
 import dataclasses
 import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,22 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmnlib import data as datasets
-from fmnlib.checkpoint import load_tensors, save_tensors
+from fmnlib.augment import draw, moved
+from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import InputError, RunConfig
-from fmnlib.data import DataSet
+from fmnlib.dataset import Bank, Data, DataSet
 from fmnlib.fusion import Fusion
-from fmnlib.models import average_weights, mix_probs, reestimate_batchnorm
+from fmnlib.models import arithmetic, average_weights, mix_probs, reestimate_batchnorm
+from fmnlib.parallel import join
 from fmnlib.record import RunRecord
 from fmnlib.recorder import provenance
-from fmnlib.train import (
-    Criterion,
-    build_model,
-    checkpoint_path,
-    claim,
-    pick_device,
-    predict,
-    train,
-)
+from fmnlib.step import Criterion
+from fmnlib.train import build_model, claim, evaluate, pick_device, predict, train
 
 __all__ = ["Member", "average", "distill", "load_network", "members_of", "student_config"]
 
@@ -73,7 +69,7 @@ def student_config(
     digest = hashlib.sha256(parts.encode()).hexdigest()[:8]
     teacher = f"{name}-{digest}"
     loss = {"temperature": temperature, "soft_share": soft_share}
-    fields = dataclasses.asdict(config) | loss | {"keep_every": config.epochs}
+    fields = dataclasses.asdict(config) | loss | {"keep_every": config.epochs, "keep": ()}
     return RunConfig(**fields | {"teacher": teacher})
 
 
@@ -84,12 +80,14 @@ def distill(
     *,
     device: str = "auto",
     progress: bool = True,
+    deadline: float = math.inf,
 ) -> RunRecord:
     """Train a student of the networks `members` and return its record.
 
     The loss of Hinton, Vinyals and Dean (2015): with share a and temperature T,
     a T^2 CE(teacher^(1/T), softmax(z / T)) + (1 - a) CE(label, softmax(z)). The teacher sees the
-    same augmented view as the student; without augmentation its outputs are computed once.
+    same augmented view as the student; without augmentation its outputs are computed once, and
+    with `config.teacher_views` once for each of so many views.
 
     Args:
         config: The student, as `student_config` made it.
@@ -97,12 +95,19 @@ def distill(
         folder: The student's own folder.
         device: As in `train`.
         progress: Show a bar.
+        deadline: As in `train`.
 
     Raises:
         InputError: If the teacher has no members, or their weights do not sum to 1.
     """
     _check_sum(members)
-    data = datasets.load(config, pick_device(device))
+    data = datasets.load(config, join(pick_device(device))[1])
+    if config.teacher_views and config.augment != "none":
+        if not isinstance(data, DataSet):
+            raise InputError(
+                "teacher_views are of images in memory; make it 0, or use folder:PATH"
+            )
+        data = dataclasses.replace(data, bank=_bank(config, data))
     teacher = [(load_network(member, data), member.weight) for member in members]
     criterion = _criterion(config, data, teacher)
     heaviest = max(members, key=lambda member: member.weight)
@@ -115,6 +120,7 @@ def distill(
         criterion=criterion,
         initial=initial,
         progress=progress,
+        deadline=deadline,
     )
 
 
@@ -134,16 +140,17 @@ def average(
     states = ((load_network(m, data).state_dict(), m.weight) for m in members)
     model = build_model(config, data)
     model.load_state_dict(average_weights(states))
-    reestimate_batchnorm(model, (data.normalize(part) for part in data.images.split(500)))
+    every = torch.arange(len(data.labels), device=data.device)
+    reestimate_batchnorm(model, data.views(every.split(500), "none", 0))
     save_tensors(checkpoint_path(folder, 0), model.state_dict(), {})
-    probs = predict(model, data, data.eval_images).softmax(1)[None].cpu().numpy()
+    probs = evaluate(model, data, config.precision).softmax(1)[None].cpu().numpy()
     record = RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
-    about = provenance(data.images.device, time.perf_counter() - started)
+    about = provenance(data.device, time.perf_counter() - started)
     dataclasses.replace(record, config=config, provenance=about).save(folder / "record.npz")
     return RunRecord.load(folder)
 
 
-def load_network(member: Member, data: DataSet) -> nn.Module:
+def load_network(member: Member, data: Data) -> nn.Module:
     """A member's network with its weights, in evaluation mode."""
     model = build_model(member.config, data)
     model.load_state_dict(_weights(member))
@@ -162,19 +169,51 @@ def _check_sum(members: Sequence[Member]) -> None:
 
 
 def _criterion(
-    config: RunConfig, data: DataSet, teacher: Sequence[tuple[nn.Module, float]]
+    config: RunConfig, data: Data, teacher: Sequence[tuple[nn.Module, float]]
 ) -> Criterion:
     temperature, share = config.temperature, config.soft_share
-    table: Tensor | None = None
-    if config.augment == "none":  # every epoch shows the teacher the same views
-        views = (weight * predict(net, data, data.images).softmax(1) for net, weight in teacher)
-        table = torch.stack(list(views)).sum(0)
+    table = _scored_beforehand(config, data, teacher)
+    bank = data.bank if isinstance(data, DataSet) else None
+
+    def teach(images: Tensor, index: Tensor) -> Tensor:
+        if table is None:
+            with arithmetic(config.precision, images.device):
+                return mix_probs(teacher, images)
+        return table[0, index] if bank is None else table[bank.chosen[index], index]
 
     def loss(logits: Tensor, images: Tensor, index: Tensor) -> Tensor:
-        probs = mix_probs(teacher, images) if table is None else table[index]
-        soft = F.softmax(probs.clamp_min(1e-12).log() / temperature, dim=1)
+        soft = F.softmax(teach(images, index).clamp_min(1e-12).log() / temperature, dim=1)
         soft_loss = temperature**2 * F.cross_entropy(logits / temperature, soft, reduction="none")
         hard_loss = F.cross_entropy(logits, data.labels[index], reduction="none")
         return share * soft_loss + (1 - share) * hard_loss
 
     return loss
+
+
+def _bank(config: RunConfig, data: DataSet) -> Bank:
+    """Views of each image that the student chooses among, drawn with its seed."""
+    generator = torch.Generator(data.device).manual_seed(config.seed)
+    samples, side = len(data.labels), data.shape[-1]
+    views = range(config.teacher_views)
+    moves = torch.stack([draw(config.augment, side, samples, generator) for _ in views])
+    return Bank(moves, torch.zeros(samples, dtype=torch.long, device=data.device))
+
+
+@torch.no_grad()
+def _scored_beforehand(
+    config: RunConfig, data: Data, teacher: Sequence[tuple[nn.Module, float]]
+) -> Tensor | None:
+    """The teacher's probabilities `[views, samples, classes]`; None where views never recur."""
+    if not isinstance(data, DataSet) or (config.augment != "none" and data.bank is None):
+        return None
+    all_images = [data.images] if data.bank is None else _banked(data.images, data.bank)
+    views = []
+    for images in all_images:
+        said = (w * predict(net, data, images, config.precision).softmax(1) for net, w in teacher)
+        views.append(torch.stack(list(said)).sum(0))
+    return torch.stack(views)
+
+
+def _banked(images: Tensor, bank: Bank) -> Iterator[Tensor]:
+    """The training images in each of their views."""
+    return (moved(images, moves) for moves in bank.moves)

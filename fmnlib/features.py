@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fmnlib import data as datasets
 from fmnlib.config import InputError, RunConfig
-from fmnlib.data import DataSet
+from fmnlib.dataset import DataSet
 from fmnlib.distill import Member, load_network
 from fmnlib.record import RunRecord
 from fmnlib.recorder import provenance
@@ -67,7 +67,7 @@ def predict_truncated(
         raise InputError(f"features are of one network, not of {len(members)}; give one epoch")
     claim(folder, config)
     started = time.perf_counter()
-    data = datasets.load(config, pick_device(device))
+    data = datasets.in_memory(config, pick_device(device))
     net = load_network(members[0], data)
     inputs, evaluated = (learned_features(net, data, x) for x in (data.images, data.eval_images))
     labels = data.labels.cpu().numpy()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,14 @@ from torch.nn import functional as F
 
 from fmnlib.config import InputError
 
-__all__ = ["average_weights", "build", "mix_probs", "reestimate_batchnorm"]
+__all__ = [
+    "arithmetic",
+    "average_weights",
+    "build",
+    "in_half",
+    "mix_probs",
+    "reestimate_batchnorm",
+]
 
 State = Mapping[str, Tensor]
 
@@ -30,7 +38,7 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
     """
     kind, _, torchvision_name = name.partition(":")
     if kind == "torchvision":
-        return _from_torchvision(torchvision_name, classes, channels)
+        return _from_torchvision(torchvision_name, classes, channels, side)
     if name == "convnet":
         return _convnet(channels, classes, round(16 * width))
     if name == "mlp":
@@ -43,6 +51,23 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
         raise InputError(f"model is {name!r}; known are {known}")
     first, blocks = stages[name]
     return _resnet(channels, classes, round(first * width), blocks)
+
+
+def arithmetic(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which networks compute.
+
+    Args:
+        precision: float32, bfloat16, or auto for bfloat16 on GPUs alone.
+        device: Where they compute.
+    """
+    half = in_half(precision, device)
+    # No cache: each weight is used once a pass, and a captured graph must not outlive one.
+    return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+
+def in_half(precision: str, device: torch.device) -> bool:
+    """Whether networks compute in bfloat16 (see `arithmetic`)."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:
@@ -152,7 +177,7 @@ def _resnet(channels: int, classes: int, width: int, blocks: list[int]) -> nn.Mo
     return nn.Sequential(*layers, *head)
 
 
-def _from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
+def _from_torchvision(name: str, classes: int, channels: int, side: int) -> nn.Module:
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -163,4 +188,9 @@ def _from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
         raise InputError(
             f"{name} takes images of 3 channels, not {channels}; choose another model"
         )
-    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    sized: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        sized = {"image_size": side}
+    elif name.startswith("maxvit_"):
+        sized = {"input_size": (side, side)}
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **sized)

@@ -15,8 +15,9 @@ from fmnlib.compare import score_halves, seconds
 from fmnlib.config import TAIL, InputError, RunConfig
 from fmnlib.fusion import Fusion, single
 from fmnlib.record import Result
+from fmnlib.runs import Job
 
-__all__ = ["compare_protocols", "ema", "fge", "snapshot", "swa"]
+__all__ = ["compare_protocols", "ema", "fge", "protocol_jobs", "snapshot", "swa"]
 
 Protocol = tuple[RunConfig, Fusion]
 
@@ -78,12 +79,8 @@ def compare_protocols(
         splits: Seeds of the splits.
         fresh: Leave the committed records aside and train.
     """
-    protocols = {
-        "snapshot": [snapshot(config, networks) for config in configs],
-        "fge": [fge(config, networks) for config in configs],
-        "swa": [swa(config, networks) for config in configs],
-        "ema": [ema(config, decay) for config in configs],
-    }
+    every_protocol = [_protocols(config, networks, decay) for config in configs]
+    protocols = {name: [one[name] for one in every_protocol] for name in _NAMES}
     every = [config for made in protocols.values() for config, _ in made]
     records = iter(runs.obtain(every, fresh=fresh))
     jobs = [runs.averaged(config, "swa", fusion) for config, fusion in protocols["swa"]]
@@ -98,6 +95,26 @@ def compare_protocols(
                 fusion, cost = single(record), cost + seconds(record)
             results += score_halves(record, fusion, splits, item=item, method=method, cost=cost)
     return results
+
+
+def protocol_jobs(
+    config: RunConfig, networks: int = 5, decay: float = 0.99
+) -> list[tuple[str, Job]]:
+    """The jobs, by name, that `compare_protocols` needs for one config."""
+    protocols = _protocols(config, networks, decay)
+    jobs = [(name, Job(changed)) for name, (changed, _) in protocols.items()]
+    return [
+        *jobs,
+        ("swa, averaged", runs.averaged(protocols["swa"][0], "swa", protocols["swa"][1])),
+    ]
+
+
+_NAMES = ("snapshot", "fge", "swa", "ema")
+
+
+def _protocols(config: RunConfig, networks: int, decay: float) -> dict[str, Protocol]:
+    made = (snapshot(config, networks), fge(config, networks), swa(config, networks))
+    return dict(zip(_NAMES, (*made, ema(config, decay)), strict=True))
 
 
 def _spaced(config: RunConfig, networks: int) -> Protocol:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -166,9 +167,12 @@ class RunRecord:
         }
         if self.loss_histogram is not None:
             arrays["loss_histogram"] = self.loss_histogram
-        if self.probs is not None and not light:
+        if self.probs is not None and light:
+            arrays["probs_checksum"] = _checksums(self.probs)
+        elif self.probs is not None:
             arrays["probs"] = self.probs.astype(np.float16)
-        arrays["about"] = np.array(json.dumps(about))  # last: where others are lost, so is this
+        about["arrays"] = [*arrays]  # a damaged directory can lose one without a word
+        arrays["about"] = np.array(json.dumps(about))
         write_whole(Path(path), _npz(arrays))
 
     @classmethod
@@ -186,13 +190,15 @@ class RunRecord:
             with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}  # checks the CRC
             about = json.loads(str(arrays.pop("about")))
+            if about["arrays"] != [*arrays]:
+                raise ValueError("an array is missing")
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
             config = about["config"] and RunConfig.from_dict(about["config"])
-            probs = arrays.pop("probs", None)
+            probs, checksums = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
-                if probs.shape[:2] != (len(arrays["kept"]), len(arrays["labels"])):
-                    raise ValueError("probs.npy has another shape than the record")
+                if not np.array_equal(_checksums(probs), checksums):
+                    raise ValueError("probs.npy is not what the record says that it is")
             arrays["predicted"] = arrays["predicted"].astype(np.int32)
             rest = {"classes": about["classes"], "provenance": about["provenance"]}
             rest |= {"half": about["half"], "curves": curves, "config": config}
@@ -202,6 +208,12 @@ class RunRecord:
             raise InputError(
                 f"{file} is damaged or is no record ({reason}); move it away and run again"
             ) from error
+
+
+def _checksums(probs: np.ndarray) -> np.ndarray:
+    """One checksum for the probabilities of each epoch."""
+    rows = (np.ascontiguousarray(row, np.float16) for row in probs)
+    return np.array([zlib.crc32(row.data) for row in rows], np.uint32)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:

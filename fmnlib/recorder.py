@@ -1,5 +1,6 @@
 """What a run writes down after every epoch, and where it came from."""
 
+import dataclasses
 import functools
 import os
 import platform
@@ -14,16 +15,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmnlib.config import InputError, RunConfig
-from fmnlib.data import DataSet
+from fmnlib.dataset import Data
 from fmnlib.record import LOSS_EDGES, RunRecord
 
-__all__ = ["Recorder", "provenance"]
+__all__ = ["Recorder", "Seen", "provenance"]
 
 CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "seconds")
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What an epoch showed.
+
+    Attributes:
+        logits: Of the evaluation images, `[samples, classes]`.
+        losses: Of the training samples, as they were seen in the epoch.
+        right: Which training samples were given their label, right or wrong as it may be.
+        lr: Learning rate of the last step.
+        seconds: Time that the epoch took.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    right: Tensor
+    lr: float
+    seconds: float
+
+
 class Recorder:
-    """The growing record of one run; probabilities go straight to a mapped file.
+    """The growing record of one run; probabilities go straight to a file, a row an epoch.
 
     Args:
         config: The run.
@@ -31,51 +51,45 @@ class Recorder:
         data: Its data.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, data: DataSet) -> None:
+    def __init__(self, config: RunConfig, folder: Path, data: Data) -> None:
         epochs, samples = config.epochs, len(data.eval_labels)
         every = np.arange(config.keep_every - 1, epochs, config.keep_every)
-        every = every[every >= config.tail_epoch]
-        self.config, self.folder, self.data = config, folder, data
+        every = np.array(config.keep) if config.keep else every[every >= config.tail_epoch]
+        self.config, self.folder, self.device = config, folder, data.device
+        self.classes = data.classes
+        self.flipped, self.eval_labels = data.flipped.cpu(), data.eval_labels.cpu()
         self.kept = np.union1d(every, [epochs - 1])
         self.predicted = np.zeros((epochs, samples), np.int32)
         self.curves = {name: np.full(epochs, np.nan, np.float32) for name in CURVES}
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
-        self.probs = _map(folder / "probs.npy", (len(self.kept), samples, data.classes))
+        _lay_out(self._probs, (len(self.kept), samples, data.classes))
 
-    def note(self, epoch: int, logits: Tensor, losses: Tensor, right: Tensor, lr: float) -> None:
+    def note(self, epoch: int, seen: Seen) -> None:
         """Write down an epoch.
-
-        Args:
-            epoch: Its number.
-            logits: Of the evaluation images, `[samples, classes]`.
-            losses: Of the training samples, as they were seen in the epoch.
-            right: Which training samples were given their label, right or wrong as it may be.
-            lr: Learning rate of the last step.
 
         Raises:
             InputError: If a loss is not finite.
+            OSError: If the disk is full.
         """
+        logits, losses, right = seen.logits.cpu(), seen.losses.cpu(), seen.right.cpu()
         if not torch.isfinite(losses).all():
             told = f"the loss of epoch {epoch} is not finite"
             raise InputError(f"{told}; lower lr, now {self.config.lr}, and use a new folder")
         probs = logits.softmax(1)
-        self.predicted[epoch] = probs.argmax(1).cpu().numpy()  # before float16 makes ties
+        self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:
-            row = np.searchsorted(self.kept, epoch)
-            self.probs[row] = probs.cpu().numpy().astype(np.float16)
-            self.probs.flush()
-        flipped = self.data.flipped
-        eval_loss = F.cross_entropy(logits, self.data.eval_labels)
-        memorised = right[flipped].float().mean() if flipped.any() else torch.nan
-        numbers = (losses.mean(), right.float().mean(), memorised, lr, eval_loss)
-        for name, number in zip(CURVES, numbers, strict=False):
+            self._write_row(int(np.searchsorted(self.kept, epoch)), probs.numpy())
+        memorised = right[self.flipped].float().mean() if self.flipped.any() else torch.nan
+        eval_loss = F.cross_entropy(logits, self.eval_labels)
+        means = losses.mean(), right.float().mean(), memorised
+        for name, number in zip(CURVES, (*means, seen.lr, eval_loss, seen.seconds), strict=True):
             self.curves[name][epoch] = float(number)
-        for kind, chosen in enumerate((~flipped, flipped)):
-            self.histogram[epoch, kind] = np.histogram(losses[chosen].cpu(), LOSS_EDGES)[0]
+        for kind, chosen in enumerate((~self.flipped, self.flipped)):
+            self.histogram[epoch, kind] = np.histogram(losses[chosen], LOSS_EDGES)[0]
 
     def accuracy(self, epoch: int) -> float:
         """Accuracy after an epoch."""
-        return float((self.predicted[epoch] == self.data.eval_labels.cpu().numpy()).mean())
+        return float((self.predicted[epoch] == self.eval_labels.numpy()).mean())
 
     def tensors(self) -> dict[str, Tensor]:
         """The record so far, for the state that a restart finds again."""
@@ -91,18 +105,31 @@ class Recorder:
     def finish(self) -> RunRecord:
         """Write the record; the run is complete once it is there."""
         record = RunRecord(
-            labels=self.data.eval_labels.cpu().numpy(),
+            labels=self.eval_labels.numpy(),
             predicted=self.predicted,
             kept=self.kept,
-            probs=self.probs,
-            classes=self.data.classes,
+            probs=np.load(self._probs, mmap_mode="r", allow_pickle=False),
+            classes=self.classes,
             curves=self.curves,
             loss_histogram=self.histogram,
             config=self.config,
-            provenance=provenance(self.data.images.device, float(self.curves["seconds"].sum())),
+            provenance=provenance(self.device, float(self.curves["seconds"].sum())),
         )
         record.save(self.folder / "record.npz", light=True)
         return RunRecord.load(self.folder)
+
+    @property
+    def _probs(self) -> Path:
+        return self.folder / "probs.npy"
+
+    def _write_row(self, row: int, probs: np.ndarray) -> None:
+        """Write through a file, not through a map, where a full disk would be a crash."""
+        content = probs.astype(np.float16).tobytes()
+        with self._probs.open("r+b") as file:
+            file.seek((row - len(self.kept)) * len(content), os.SEEK_END)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
@@ -136,14 +163,13 @@ def _commit() -> tuple[str, bool]:
     return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """Open the file of probabilities of a run that goes on, or lay out a new one."""
+def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
+    """Make the file of probabilities of a new run; that of a run that goes on stays."""
     if path.exists():
-        found = np.load(path, mmap_mode="r+", allow_pickle=False)
-        if found.shape == shape and isinstance(found, np.memmap):
-            return found
-        raise InputError(f"{path} is of shape {found.shape}, not {shape}; move it away")
+        found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        if found == shape:
+            return
+        raise InputError(f"{path} is of shape {found}, not {shape}; move it away")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
     part.replace(path)
-    return _map(path, shape)

@@ -1,29 +1,35 @@
 """Find a run by its config, or train it; independent runs side by side."""
 
 import dataclasses
+import functools
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from fmnlib.config import InputError, RunConfig
+from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.distill import Member, average, distill, members_of, student_config
 from fmnlib.features import predict_truncated
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
+from fmnlib.sources import data_root
 from fmnlib.train import pick_device, train
 from fmnlib.views import predict_views
 
 __all__ = [
     "Job",
     "averaged",
+    "complete",
     "find",
     "folder",
     "listing",
+    "make_all",
     "obtain",
     "root",
     "student",
@@ -127,6 +133,7 @@ def obtain(
     device: str = "auto",
     workers: int | None = None,
     progress: bool = True,
+    deadline: float = math.inf,
 ) -> list[RunRecord]:
     """The records of many runs, in order: read where they are there, else trained.
 
@@ -136,14 +143,24 @@ def obtain(
         device: As in `fmnlib.train.train`.
         workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
         progress: Show a bar.
+        deadline: As in `fmnlib.train.train`.
+
+    Raises:
+        Paused: If runs are left to make for the deadline.
     """
     wanted = [job if isinstance(job, Job) else Job(job) for job in jobs]
     missing = {job.config.id: job for job in wanted if _committed(job.config, fresh) is None}
-    todo = [job for job in missing.values() if not _complete(job.config)]
+    todo = [job for job in missing.values() if not complete(job.config)]
     teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
-    bases = [job for job in teachers.values() if not _complete(job.config)]
+    bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
-        _make(stage, device, workers, progress)
+        make_all(
+            functools.partial(_left, stage),
+            device=device,
+            workers=workers,
+            progress=progress,
+            deadline=deadline,
+        )
     return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
 
 
@@ -163,7 +180,8 @@ def listing() -> list[dict[str, str | int | float]]:
     return rows
 
 
-def _complete(config: RunConfig) -> bool:
+def complete(config: RunConfig) -> bool:
+    """Whether a run's record is there."""
     return (folder(config) / "record.npz").exists()
 
 
@@ -172,30 +190,71 @@ def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
     return RunRecord.load(path) if not fresh and path.exists() else None
 
 
-def _make(jobs: Sequence[Job], device: str, workers: int | None, progress: bool) -> None:
-    if not jobs:
+def make_all(
+    jobs: Callable[[], Sequence[Job]],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+    deadline: float = math.inf,
+) -> None:
+    """Make jobs side by side until none is left; the list is asked for again after each.
+
+    On a CPU each has one thread: so it is fastest, and its bits do not depend on its neighbours.
+
+    Args:
+        jobs: What is left to make, most urgent first.
+        device: As in `fmnlib.train.train`.
+        workers: As in `obtain`.
+        progress: Show a bar.
+        deadline: As in `fmnlib.train.train`.
+
+    Raises:
+        Paused: If jobs are left for the deadline.
+    """
+    workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
+    if workers == 1:
+        while todo := jobs():
+            make(todo[0], folder(todo[0].config), device, progress, deadline)
         return
-    cores = os.cpu_count() or 1
-    if workers is None:
-        workers = 1 if pick_device(device).type == "cuda" else cores
-    if len(jobs) == 1 or workers == 1:
-        for job in jobs:
-            _make_one(job, device, progress)
-        return
-    # Fresh interpreters: a fork would inherit torch's threads, half alive.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cores // workers)
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(_make_one, job, device, False) for job in jobs]
-        for future in tqdm(as_completed(futures), "training", len(jobs), disable=not progress):
-            future.result()
+    pool = _pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    running: dict[Future[None], str] = {}
+    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+        while (todo := jobs()) or running:
+            todo = [job for job in todo if job.config.id not in running.values()]
+            for job in todo[: workers - len(running)]:
+                place = folder(job.config).absolute()
+                running[pool.submit(make, job, place, device, False, deadline)] = job.config.id
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                del running[future]
+                bar.update()
 
 
-def _make_one(job: Job, device: str, progress: bool) -> None:
-    place = folder(job.config)
+def make(job: Job, place: Path, device: str, progress: bool, deadline: float) -> None:
+    """Make one job in its folder."""
+    if time.monotonic() > deadline:
+        raise Paused(f"{job.config.id} was not started; the same command goes on")
     if not job.members:
-        train(job.config, place, device=device, progress=progress)
+        train(job.config, place, device=device, progress=progress, deadline=deadline)
     elif job.make is distill:
-        distill(job.config, job.members, place, device=device, progress=progress)
+        distill(
+            job.config, job.members, place, device=device, progress=progress, deadline=deadline
+        )
     else:
         job.make(job.config, job.members, place, device=device)
+
+
+def _left(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not complete(job.config)]
+
+
+@functools.cache
+def _pool(workers: int, *_place: str) -> ProcessPoolExecutor:
+    """Processes that are there for the next call, too: each takes seconds to load torch.
+
+    They know the data and the working folder that there were when they began.
+    """
+    # Fresh interpreters: a fork would inherit torch's threads, half alive.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))

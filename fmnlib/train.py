@@ -1,7 +1,7 @@
 """Train one network and record it: `train(config, folder) -> RunRecord`.
 
 A run's folder holds `config.json`, `record.npz`, `probs.npy` (mapped, half precision) and
-`checkpoints/epoch_NNNN.safetensors`; while it trains, `state.safetensors` as well. Everything
+`checkpoints/epoch_NNNN.safetensors`; while it trains, its last two states as well. Everything
 random in an epoch is drawn from the run's seed and the epoch's number, so that a run which was
 killed goes on from its last complete epoch and, on the CPU, ends with the same bits.
 """
@@ -10,46 +10,32 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from fmnlib import data as datasets
-from fmnlib.checkpoint import load_tensors, save_tensors
-from fmnlib.config import TAIL, InputError, RunConfig
-from fmnlib.data import DataSet
-from fmnlib.models import build
+from fmnlib.background import Background
+from fmnlib.checkpoint import checkpoint_path, lossless, save_tensors
+from fmnlib.config import InputError, Paused, RunConfig
+from fmnlib.dataset import Data, DataSet
+from fmnlib.models import arithmetic, build, in_half
+from fmnlib.parallel import ALONE, World, join, shared_batchnorm
 from fmnlib.record import RunRecord, write_whole
-from fmnlib.recorder import Recorder
+from fmnlib.recorder import Recorder, Seen
+from fmnlib.schedule import learning_rate
+from fmnlib.state import clear, newest, restore, snapshot, under, write_state
+from fmnlib.step import Criterion, Parts, Step, make_optimizer
 
-__all__ = [
-    "Criterion",
-    "build_model",
-    "checkpoint_path",
-    "claim",
-    "learning_rate",
-    "pick_device",
-    "predict",
-    "train",
-]
-
-Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Loss per sample from the logits, the images that gave them and the samples' indices."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """What changes while a run trains; `ema` is the model itself where no average is kept."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: nn.Module
+__all__ = ["build_model", "claim", "evaluate", "pick_device", "predict", "train"]
 
 
 def train(
@@ -57,14 +43,17 @@ def train(
     folder: Path,
     *,
     device: str = "auto",
-    data: DataSet | None = None,
+    data: Data | None = None,
     criterion: Criterion | None = None,
     initial: Mapping[str, Tensor] | None = None,
     progress: bool = True,
+    deadline: float = math.inf,
+    graphs: bool = True,
 ) -> RunRecord:
     """Train a run, or go on with it, and return its record.
 
-    A second process on the same folder waits until the first is done.
+    A second process on the same folder waits until the first is done; processes that torchrun
+    started train the run together.
 
     Args:
         config: What to train.
@@ -74,9 +63,12 @@ def train(
         criterion: Loss per sample; cross-entropy with the data's labels where not given.
         initial: Weights to start from; fresh ones of the run's seed where not given.
         progress: Show a bar.
+        deadline: Stop at the end of the epoch after which `time.monotonic()` would pass this.
+        graphs: Replay steps as CUDA graphs, on a GPU.
 
     Raises:
         InputError: If the folder is another run's, or the loss stops being finite.
+        Paused: If the run stopped for the deadline.
 
     >>> import tempfile
     >>> config = RunConfig(model="mlp", epochs=2, train_samples=64, eval_samples=32)
@@ -86,54 +78,24 @@ def train(
     """
     if config.teacher and criterion is None:
         raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
-    data = datasets.load(config, pick_device(device)) if data is None else data
-    labels = data.labels
-    criterion = criterion or (lambda logits, _, index: _cross_entropy(logits, labels[index]))
-    claim(folder, config)
-    with FileLock(folder / ".lock"), torch.random.fork_rng():
-        if (folder / "record.npz").exists():
-            return RunRecord.load(folder)
-        parts, recorder = _start(config, data, initial), Recorder(config, folder, data)
-        first = _resume(folder, parts, recorder)
-        show = tqdm(range(first, config.epochs), config.id, config.epochs, initial=first,
-                    disable=not progress)  # fmt: skip
-        for epoch in show:
-            started = time.perf_counter()
-            losses, right = _train_epoch(config, data, parts, epoch, criterion)
-            logits = predict(parts.ema, data, data.eval_images)
-            recorder.note(epoch, logits, losses, right, parts.optimizer.param_groups[0]["lr"])
-            recorder.curves["seconds"][epoch] = time.perf_counter() - started
-            if epoch in recorder.kept:
-                save_tensors(checkpoint_path(folder, epoch), parts.ema.state_dict(), {})
-            _save_state(folder, parts, recorder, epoch)
-            show.set_postfix(accuracy=f"{recorder.accuracy(epoch):.1%}")
-        record = recorder.finish()
-        (folder / "state.safetensors").unlink(missing_ok=True)
-        return record
-
-
-def learning_rate(config: RunConfig, done: float) -> float:
-    """The learning rate when a share of the run is done, from 0 to 1.
-
-    >>> [learning_rate(RunConfig(lr=1.0), done) for done in (0.0, 0.5, 1.0)]
-    [1.0, 0.5, 0.0]
-    """
-    if config.schedule == "step":
-        return config.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
-    if config.schedule == "constant":
-        return config.lr
-    high, low = config.lr, 0.0
-    if config.schedule == "cyclic":
-        done = done * config.cycles % 1
-    elif config.schedule.endswith("tail"):
-        middle, tail = config.lr / 2, (done - TAIL) / (1 - TAIL)
-        if tail < 0:
-            low, done = middle, done / TAIL
-        elif config.schedule == "constant_tail":
-            return middle
-        else:
-            high, done = middle, tail * config.cycles % 1
-    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+    world, place = join(pick_device(device))
+    data = datasets.load(config, place) if data is None else data
+    criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
+    with _alone(config, folder, world), torch.random.fork_rng():
+        if not (folder / "record.npz").exists():
+            parts = _start(config, data, initial, world)
+            step = Step(config, data, parts, criterion, world, graphs)
+            recorder = Recorder(config, folder, data) if world.first else None
+            first = _resume(folder, parts, recorder)
+            epochs = tqdm(range(first, config.epochs), config.id, config.epochs, initial=first,
+                          disable=not (progress and world.first))  # fmt: skip
+            with torch.backends.cudnn.flags(benchmark=True), Background(data.device) as background:
+                _epochs(step, recorder, background, epochs, deadline)
+            if recorder is not None:
+                recorder.finish()
+                clear(folder)
+        world.meet()
+        return RunRecord.load(folder)
 
 
 def pick_device(device: str) -> torch.device:
@@ -146,98 +108,22 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"device is {device!r}, which is not here; use cpu or auto") from error
 
 
-def build_model(config: RunConfig, data: DataSet) -> nn.Module:
+def build_model(config: RunConfig, data: Data) -> nn.Module:
     """The network of a run, with fresh weights of its seed, on its data's device."""
     torch.manual_seed(config.seed)
-    _, channels, side, _ = data.images.shape
+    channels, side, _ = data.shape
     shape = {"classes": data.classes, "channels": channels, "side": side}
     net = build(config.model, **shape, width=config.width)
-    return net.to(data.images.device).to(memory_format=torch.channels_last)
+    return net.to(data.device).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: DataSet, images: Tensor, batch: int = 1000) -> Tensor:
+def predict(model: nn.Module, data: DataSet, images: Tensor, precision: str = "auto") -> Tensor:
     """Logits `[samples, classes]` of uint8 images, in evaluation mode."""
     model.eval()
-    with _autocast(images.device):
-        return torch.cat([model(data.normalize(part)).float() for part in images.split(batch)])
-
-
-def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Where the weights after an epoch lie."""
-    return folder / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
-
-
-def _train_epoch(
-    config: RunConfig, data: DataSet, parts: _Parts, epoch: int, criterion: Criterion
-) -> tuple[Tensor, Tensor]:
-    """One pass over the training data; the loss and the hit or miss of each sample as seen."""
-    device, samples = data.images.device, len(data.images)
-    generator = torch.Generator(device).manual_seed(_mixed_seed(config.seed, epoch))
-    torch.manual_seed(_mixed_seed(config.seed, epoch))  # dropout and the like
-    order = torch.randperm(samples, generator=generator, device=device)
-    losses, right = torch.empty(samples, device=device), torch.empty_like(order, dtype=torch.bool)
-    batches = order.tensor_split(math.ceil(samples / config.batch_size))  # no tail of one sample
-    parts.model.train()
-    for step, index in enumerate(batches):
-        lr = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = lr
-        images = data.augmented(index, config.augment, generator)
-        with _autocast(device):
-            logits = parts.model(images).float()
-        loss = criterion(logits, images, index)
-        parts.optimizer.zero_grad()
-        loss.mean().backward()
-        parts.optimizer.step()
-        if parts.ema is not parts.model:
-            _update_ema(parts.ema, parts.model, config.ema)
-        losses[index] = loss.detach()
-        right[index] = logits.detach().argmax(1) == data.labels[index]
-    return losses, right
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _mixed_seed(seed: int, epoch: int) -> int:
-    return seed * 1_000_003 + epoch
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    """Half precision on GPUs; on most CPUs it is slower than float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-@torch.no_grad()
-def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the average towards the model; running statistics move too, counts are copied."""
-    pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    averages, values = zip(*floating, strict=True)
-    torch._foreach_lerp_(averages, values, 1 - decay)
-    for average, value in pairs:
-        if not average.is_floating_point():
-            average.copy_(value)
-
-
-def _start(config: RunConfig, data: DataSet, initial: Mapping[str, Tensor] | None) -> _Parts:
-    model = build_model(config, data)
-    if initial is not None:
-        model.load_state_dict(initial)
-    ema = copy.deepcopy(model) if config.ema else model
-    if config.optimizer == "adamw":
-        adamw = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
-        return _Parts(model, adamw, ema)
-    sgd = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    return _Parts(model, sgd, ema)
+    with arithmetic(precision, images.device):
+        batches = images.split(_eval_batch(images.device))
+        return torch.cat([model(data.normalize(part)).float() for part in batches])
 
 
 def claim(folder: Path, config: RunConfig) -> None:
@@ -249,33 +135,139 @@ def claim(folder: Path, config: RunConfig) -> None:
         raise InputError(f"{folder} is the folder of another run; choose another folder")
 
 
-def _save_state(folder: Path, parts: _Parts, recorder: Recorder, epoch: int) -> None:
-    """Write everything that a restart needs; the epoch is complete once this file is there."""
-    tensors = {f"record.{name}": value for name, value in recorder.tensors().items()}
-    tensors |= {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    if parts.ema is not parts.model:
-        tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
-    for number, state in parts.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    save_tensors(folder / "state.safetensors", tensors, {"epoch": epoch})
+@contextmanager
+def _alone(config: RunConfig, folder: Path, world: World) -> Iterator[None]:
+    """Hold the run's folder; say so where another process holds it, and wait."""
+    if not world.first:
+        world.meet()
+        yield
+        return
+    claim(folder, config)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that trains {config.id}", file=sys.stderr)
+        lock.acquire()
+    try:
+        for leftover in folder.rglob(".*.part"):  # of a process that was killed while writing
+            leftover.unlink()
+        world.meet()
+        yield
+    finally:
+        lock.release()
 
 
-def _resume(folder: Path, parts: _Parts, recorder: Recorder) -> int:
+def _start(
+    config: RunConfig, data: Data, initial: Mapping[str, Tensor] | None, world: World
+) -> Parts:
+    model = build_model(config, data)
+    if initial is not None:
+        model.load_state_dict(initial)
+    model = shared_batchnorm(model, world)
+    ema = copy.deepcopy(model) if config.ema else model
+    return Parts(model, make_optimizer(config, model), ema)
+
+
+def _resume(folder: Path, parts: Parts, recorder: Recorder | None) -> int:
     """Load the last complete epoch, if there is one; return the epoch to go on with."""
-    if not (folder / "state.safetensors").exists():
+    found = newest(folder)
+    if found is None:
         return 0
-    tensors, about = load_tensors(folder / "state.safetensors")
+    epoch, tensors = found
+    restore(parts, tensors)
+    if recorder is not None:
+        recorder.restore(under(tensors, "record."))
+    return epoch + 1
 
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    parts.model.load_state_dict(under("model."))
-    if parts.ema is not parts.model:
-        parts.ema.load_state_dict(under("ema."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in under("optimizer.").items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
-    parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
-    recorder.restore(under("record."))
-    return int(about["epoch"]) + 1
+def _epochs(
+    step: Step,
+    recorder: Recorder | None,
+    background: Background,
+    epochs: "tqdm[int]",
+    deadline: float,
+) -> None:
+    """Train epoch by epoch; what each showed is written while the next one trains."""
+    config, data, parts, world = step.config, step.data, step.parts, step.world
+    before = time.monotonic()
+    for epoch in epochs:
+        lr = _train_epoch(step, epoch)
+        logits = evaluate(parts.ema, data, config.precision, world)
+        losses, right = world.gather(step.losses.clone()), world.gather(step.right.long()) > 0
+        now = time.monotonic()
+        seen = Seen(logits, losses, right, lr, now - before)
+        if recorder is not None:
+            background.do(_writing(recorder, epoch, seen, snapshot(parts)))
+        left = epoch + 1 < config.epochs
+        if left and world.agree(2 * now - before) > deadline:
+            background.wait()
+            told = f"{config.id} paused after {epoch + 1} of {config.epochs} epochs"
+            raise Paused(f"{told}; the same command goes on")
+        before = now
+
+
+def _writing(
+    recorder: Recorder, epoch: int, seen: Seen, tensors: dict[str, Tensor]
+) -> Callable[[], None]:
+    """The job of writing an epoch to disk."""
+    config, folder = recorder.config, recorder.folder
+
+    def write() -> None:
+        recorder.note(epoch, seen)
+        held = {name: tensor.cpu() for name, tensor in tensors.items()}
+        if epoch in recorder.kept:
+            weights = under(held, "ema.") or under(held, "model.")
+            half = in_half(config.precision, recorder.device)
+            save_tensors(checkpoint_path(folder, epoch), lossless(weights, half), {})
+        held |= {f"record.{name}": value for name, value in recorder.tensors().items()}
+        write_state(folder, held, epoch)
+
+    return write
+
+
+def _train_epoch(step: Step, epoch: int) -> float:
+    """One pass over the training data; the learning rate of its last step."""
+    config, data = step.config, step.data
+    seed, samples = _mixed_seed(config.seed, epoch), len(data.labels)
+    generator = torch.Generator(data.device).manual_seed(seed)
+    order = torch.randperm(samples, generator=generator, device=data.device)
+    batches = order.tensor_split(math.ceil(samples / config.batch_size))  # no tail of one sample
+    parts = [step.world.part(index) for index in batches]
+    step.begin(seed)
+    lr = math.nan
+    for number, (index, images) in enumerate(
+        zip(parts, data.views(parts, config.augment, seed + 2**40), strict=True)
+    ):
+        lr = learning_rate(config, (epoch + number / len(batches)) / config.epochs)
+        step(images, index, lr)
+    return lr
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: Data, precision: str = "auto", world: World = ALONE
+) -> Tensor:
+    """Logits of the evaluation images `[samples, classes]`, each process its part."""
+    model.eval()
+    samples = len(data.eval_labels)
+    logits = torch.zeros(samples, data.classes, device=data.device)
+    batches = world.part(torch.arange(samples, device=data.device)).split(_eval_batch(data.device))
+    with arithmetic(precision, data.device):
+        for index, images in zip(batches, data.eval_views(batches), strict=True):
+            logits[index] = model(images).float()
+    return world.gather(logits)
+
+
+def _eval_batch(device: torch.device) -> int:
+    return 2500 if device.type == "cuda" else 1000
+
+
+def _cross_entropy(labels: Tensor, smoothing: float) -> Criterion:
+    return lambda logits, _, index: F.cross_entropy(
+        logits, labels[index], reduction="none", label_smoothing=smoothing
+    )
+
+
+def _mixed_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch

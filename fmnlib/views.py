@@ -53,12 +53,14 @@ def predict_views(
         return RunRecord.load(folder)
     claim(folder, config)
     started = time.perf_counter()
-    data = datasets.load(config, pick_device(device))
+    data = datasets.in_memory(config, pick_device(device))
     views = half_shifts(data.eval_images)
     probs = torch.zeros(len(data.eval_labels), data.classes, device=data.images.device)
     for member in members:
         net = load_network(member, data)
-        said = torch.stack([predict(net, data, view).softmax(1) for view in views])
+        said = torch.stack(
+            [predict(net, data, view, config.precision).softmax(1) for view in views]
+        )
         probs += member.weight * said.mean(0)
     record = RunRecord.from_arrays(probs[None].cpu().numpy(), data.eval_labels.cpu().numpy())
     about = provenance(data.images.device, time.perf_counter() - started)

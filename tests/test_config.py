@@ -26,8 +26,12 @@ def no_type_checker(monkeypatch):
 def changed(name):
     """Another allowed value of a field of BASE."""
     kind, value = get_type_hints(RunConfig)[name], getattr(BASE, name)
+    if name == "keep":
+        return (1, 2)
     if choices := get_args(kind):
         return next(choice for choice in choices if choice != value)
+    if kind is bool:
+        return not value
     others = {int: lambda: value + 1, float: lambda: value / 2 + 0.1, str: lambda: "asymmetric"}
     return others[kind]()
 
@@ -84,7 +88,7 @@ def test_an_integer_is_the_same_as_its_float():
         ({"lr": None}, "lr is None; it must be of type float"),
         ({"dataset": 10}, "dataset is 10; it must be of type str"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; choose one of sgd, adamw"),
-        ({"schedule": 1}, "schedule is 1; choose one of cosine, step, constant, cyclic"),
+        ({"schedule": 1}, "schedule is 1; choose one of cosine, step, thirds, constant, cyclic"),
         ({"epochs": 0}, "epochs is 0; allowed is at least 1"),
         ({"lr": -0.1}, "lr is -0.1; allowed is at least 0"),
         ({"lr": float("nan")}, "lr is nan; allowed is at least 0"),

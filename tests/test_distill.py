@@ -6,13 +6,13 @@ import torch
 from torch.nn import functional as F
 
 from fmnlib import InputError, RunConfig, runs
-from fmnlib.checkpoint import load_tensors
+from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.data import load
 from fmnlib.distill import _criterion, average, distill, load_network, members_of, student_config
 from fmnlib.fusion import Fusion
 from fmnlib.models import average_weights
 from fmnlib.search import knowledge_fusion
-from fmnlib.train import checkpoint_path, predict, train
+from fmnlib.train import predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=200, epochs=4)
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from fmnlib import InputError, RunConfig, RunRecord, fusion, runs
-from fmnlib.checkpoint import load_tensors
+from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.compare import independent_members
 from fmnlib.data import load
 from fmnlib.protocols import compare_protocols, ema, fge, snapshot, swa
+from fmnlib.schedule import learning_rate
 from fmnlib.search import knowledge_fusion
 from fmnlib.students import compare_students, student_of_finals, try_losses
-from fmnlib.train import build_model, checkpoint_path, learning_rate
+from fmnlib.train import build_model
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=100, eval_samples=200, epochs=8)
 

@@ -70,7 +70,7 @@ def test_a_light_record_lacks_only_its_probabilities(record, tmp_path):
     assert isinstance(again.probs, np.memmap)
     assert_equal(again, record)
     np.save(tmp_path / "probs.npy", record.probs[1:])
-    with pytest.raises(InputError, match="another shape than the record"):
+    with pytest.raises(InputError, match="probs.npy is not what the record says"):
         RunRecord.load(tmp_path)
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fmnlib import InputError, RunConfig
-from fmnlib.checkpoint import load_tensors, save_tensors
+from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.data import load
 from fmnlib.record import LOSS_EDGES
-from fmnlib.train import build_model, checkpoint_path, learning_rate, predict, train
+from fmnlib.schedule import learning_rate
+from fmnlib.train import build_model, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
 

@@ -1,0 +1,144 @@
+"""Nothing written is lost: runs that are killed, damaged, out of time or of disk go on."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import resource
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib.checkpoint import load_tensors
+from fmnlib.config import Paused
+from fmnlib.train import train
+
+# Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
+CONFIG = RunConfig(
+    noise="symmetric",
+    noise_rate=0.2,
+    train_samples=150,
+    eval_samples=50,
+    augment="crop_flip",
+    ema=0.9,
+    epochs=8,
+)
+# A server that has loaded torch and computed nothing: its children are real processes, at once.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fmnlib.train"])
+
+
+def begin(config, folder, limit=None):
+    """A process of its own that trains a run, and can write no file larger than `limit` bytes."""
+    process = CONTEXT.Process(
+        target=train, args=(config, folder), kwargs={"device": "cpu", "progress": False}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # the number of threads changes rounding
+        process.start()
+    if limit is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of the run that nobody stopped, and how long it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    begin(CONFIG, folder / "warm-up").join()
+    started = time.monotonic()
+    process = begin(CONFIG, folder / "run")
+    process.join()
+    assert process.exitcode == 0
+    return folder / "run", time.monotonic() - started
+
+
+def assert_same(one, other):
+    """Record and weights, bit for bit."""
+    a, b = RunRecord.load(one), RunRecord.load(other)
+    for name in ("predicted", "probs", "loss_histogram", "kept", "labels"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    for name in set(a.curves) - {"seconds"}:
+        np.testing.assert_array_equal(a.curves[name], b.curves[name])
+    files = sorted(path.name for path in (one / "checkpoints").iterdir())
+    assert files == sorted(path.name for path in (other / "checkpoints").iterdir())
+    for file in files:
+        weights = [load_tensors(folder / "checkpoints" / file)[0] for folder in (one, other)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert sorted(p.name for p in other.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def wait_for_a_file_half_written(process, folder, which):
+    """Wait until the process is seen to write its `which`-th file, or has ended."""
+    seen = set()
+    while len(seen) <= which and process.is_alive():
+        for place in (folder, folder / "checkpoints"):
+            with contextlib.suppress(FileNotFoundError):
+                seen |= {(e.name, e.inode()) for e in os.scandir(place) if e.name[-5:] == ".part"}
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, tmp_path, number):
+    reference, seconds = whole
+    rng = np.random.default_rng(number)
+    process = begin(CONFIG, tmp_path / "run")
+    if number % 2:
+        time.sleep(rng.uniform(0, seconds))
+    else:
+        wait_for_a_file_half_written(process, tmp_path / "run", rng.integers(1, 20))
+    process.kill()
+    process.join()
+    again = begin(CONFIG, tmp_path / "run")
+    again.join()
+    assert again.exitcode == 0
+    assert_same(reference, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_state_is_set_aside_and_costs_one_epoch(tmp_path, damage):
+    with pytest.raises(Paused):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False, deadline=0.0)
+    with pytest.raises(Paused, match=r"paused after 2 of 8 epochs; the same command goes on"):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False, deadline=0.0)
+    newest = tmp_path / "run" / "state_1.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({"cut": content[:99], "flipped": content, "empty": b""}[damage])
+    with pytest.warns(UserWarning, match=r"state_1.*; set aside as state_1.damaged"):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False)
+    assert (tmp_path / "run" / "state_1.damaged").read_bytes()[:99] == content[:99] or not content
+    (tmp_path / "run" / "state_1.damaged").unlink()
+    train(CONFIG, tmp_path / "whole", device="cpu", progress=False)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_is_told_and_what_was_written_stays(whole, tmp_path):
+    reference, _ = whole
+    largest = max(path.stat().st_size for path in reference.rglob("*"))
+    process = begin(CONFIG, tmp_path / "run", limit=largest + 1)  # its states are larger
+    process.join()
+    assert process.exitcode == 1
+    assert not list((tmp_path / "run").rglob(".*.part"))
+    again = begin(CONFIG, tmp_path / "run")
+    again.join()
+    assert_same(reference, tmp_path / "run")
+
+
+def test_a_run_with_time_left_is_not_paused(tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=2)
+    late = time.monotonic() + 3600
+    record = train(config, tmp_path, device="cpu", progress=False, deadline=late)
+    assert record.epochs == 2
+
+
+def test_a_changed_row_of_probabilities_is_found(tmp_path):
+    train(dataclasses.replace(CONFIG, epochs=2), tmp_path, device="cpu", progress=False)
+    content = bytearray((tmp_path / "probs.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "probs.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"probs.npy is not what the record says"):
+        RunRecord.load(tmp_path)

@@ -1,0 +1,40 @@
+"""One run on two processes leaves the record that it leaves on one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fmnlib import RunConfig, RunRecord
+from fmnlib.train import train
+
+
+def flags(config, changed):
+    for name in changed:
+        yield from (f"--{name.replace('_', '-')}", str(getattr(config, name)))
+
+
+@pytest.mark.parametrize("model", ["convnet", "mlp"])
+def test_two_processes_leave_the_record_of_one(tmp_path, model):
+    chosen = {"model": model, "epochs": 3, "train_samples": 301, "eval_samples": 75}
+    chosen |= {"batch_size": 50, "lr": 0.02, "ema": 0.8, "augment": "crop"}
+    chosen |= {"noise": "symmetric", "noise_rate": 0.2}
+    config = RunConfig(**chosen)
+    alone = train(config, tmp_path / "alone", device="cpu", progress=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "fmnlib", "train", "--device", "cpu", "--json"]
+    place = {"FMN_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *flags(config, chosen)], env=os.environ | place, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == config.id  # the first process alone speaks
+    shared = RunRecord.load(tmp_path / config.id)
+    np.testing.assert_allclose(shared.probs, alone.probs, atol=2e-3)
+    assert (shared.predicted == alone.predicted).mean() > 0.99
+    for name in ("train_loss", "train_accuracy", "memorised", "eval_loss", "lr"):
+        np.testing.assert_allclose(shared.curves[name], alone.curves[name], rtol=1e-3)
+    assert np.abs(shared.loss_histogram - alone.loss_histogram).sum() <= 4  # rounding at an edge
