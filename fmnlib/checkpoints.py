@@ -170,7 +170,8 @@ def record_checkpoints(
         raise InputError(f"{told} of classes; give a folder of the data it was trained on")
     record = RunRecord.from_arrays(stacked.numpy(), pictures.labels.numpy())
     about = {"checkpoints": [path.name for path in paths], "classes": pictures.classes}
-    return dataclasses.replace(record, provenance=about)
+    halves = stacked.half().numpy()  # as records on disk are: what is chosen on them is the same
+    return dataclasses.replace(record, probs=halves, provenance=about)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -86,6 +86,8 @@ def fuse(
     """
     if bool(run) == bool(files.checkpoints):
         raise InputError("give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER")
+    if run and files != _NO_FILES:
+        raise InputError(f"{run!r} is a run; --model, --data and the like go with --checkpoints")
     shares = np.arange(0, 1.005, 0.01) if grid else None
     search = partial(knowledge_fusion, window=window, max_picks=max_picks, grid=shares)
     if files.checkpoints:

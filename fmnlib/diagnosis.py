@@ -6,6 +6,7 @@ the report on what is then done.
 """
 
 import dataclasses
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class Diagnosis:
             the end, a guess gets one in `classes` right.
         p_value: How likely guessing would get as many of them right, by the binomial test.
         lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
-        classes: A row a class: samples, forget fraction with the ends of its interval, and the
-            p-value; intervals and p-values hold for all classes together (Bonferroni).
+        classes: A row a class, by name where the record knows names: samples, forget fraction
+            with the ends of its interval, p-value; intervals and p-values hold for all classes
+            together (Bonferroni).
         early_epoch: Where early stopping stops.
         networks: Networks that one prediction of the fusion takes.
         fused: Gain of Knowledge Fusion over the final network; None without probabilities.
@@ -67,7 +69,7 @@ class Diagnosis:
         return self.p_value < LEVEL
 
     @property
-    def worst_classes(self) -> list[int]:
+    def worst_classes(self) -> list[int | str]:
         """The classes that overfit by the same test, the most forgotten one first."""
         beyond = self.classes[self.classes["p_value"] < LEVEL]
         return beyond.sort_values("forgotten", ascending=False, kind="stable").index.tolist()
@@ -90,6 +92,10 @@ class Diagnosis:
     def sentences(self) -> list[str]:
         """The diagnosis in plain words, the advice last."""
         return [self._forgetting(), *self._since(), *self._recovery(), self._advice()]
+
+    def __str__(self) -> str:
+        """The sentences, in lines of at most 76 characters."""
+        return "\n".join(textwrap.fill(sentence, 76) for sentence in self.sentences)
 
     def summary(self) -> dict[str, Any]:
         """The diagnosis as plain numbers and texts, for JSON."""
@@ -207,7 +213,8 @@ def _by_class(val: RunRecord, lost: Mask) -> pd.DataFrame:
         p_value = min(1.0, val.classes * _p_value(lost[inside], wrong[inside], val.classes))
         row = {"samples": count, "forgotten": found.value, "low": found.low, "high": found.high}
         rows.append(row | {"p_value": p_value})
-    return pd.DataFrame(rows).rename_axis("class")
+    names = val.provenance.get("classes") or range(val.classes)
+    return pd.DataFrame(rows, index=list(names)).rename_axis("class")
 
 
 def _p_value(lost: Mask, wrong: Mask, classes: int) -> float:

@@ -99,7 +99,7 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
         )
     else:
         images = pictures.images[_half(record, split, 0)] if train is None else train.images
-        network = shipping.averaged(make, paths, fusion, images, view)
+        network = shipping.averaged(make, paths, fusion, images, view, device=device)
     checkpoints.write_state(files.output, network.state_dict())
     names = [path.name for path in paths]
     mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -21,7 +22,13 @@ __all__ = ["averaged", "distilled"]
 
 
 def averaged(
-    make: Maker, paths: Sequence[Path], fusion: Fusion, images: Tensor, view: View
+    make: Maker,
+    paths: Sequence[Path],
+    fusion: Fusion,
+    images: UInt8[Tensor, "samples channels side side"],
+    view: View,
+    *,
+    device: torch.device,
 ) -> nn.Module:
     """The network whose weights are the fusion's mean of the checkpoints' ("Averaged KF").
 
@@ -29,16 +36,19 @@ def averaged(
         make: Makes the network.
         paths: The checkpoints, one a weight of the fusion.
         fusion: Weights over the checkpoints.
-        images: Bytes `[samples, channels, side, side]`; BatchNorm's statistics are estimated
-            anew on them, since those of averaged weights are no average.
+        images: BatchNorm's statistics, if there are any, are estimated anew on them, since those
+            of averaged weights are no average.
         view: How the network sees them.
+        device: Where to compute.
     """
     states = (
         (fit(make(), read_state(path)).state_dict(), w) for path, w in _members(paths, fusion)
     )
-    model = make()
+    model = make().to(device)
     model.load_state_dict(average_weights(states))
-    reestimate_batchnorm(model, (view.normalize(part) for part in images.split(100)))
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        parts = tqdm(images.split(100), "estimating BatchNorm", unit="batch")
+        reestimate_batchnorm(model, (view.normalize(part.to(device)) for part in parts))
     return model.eval()
 
 

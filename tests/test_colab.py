@@ -7,6 +7,7 @@ the public address.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -69,7 +70,11 @@ def of_this_checkout(path, target):
     notebook = nbformat.read(path, as_version=4)
     [cell] = [c for c in notebook.cells if "colab-setup" in c.metadata.get("tags", [])]
     address = re.search(r'"git\+[^"]+@main"', cell.source).group()
-    cell.source = cell.source.replace(address, f'"{ROOT}"')
+    checkout = target.parent / "checkout"  # a build leaves files behind
+    shutil.copytree(ROOT / "fmnlib", checkout / "fmnlib")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    cell.source = cell.source.replace(address, f'"{checkout}"')
     nbformat.write(notebook, target)
     return cell.source
 

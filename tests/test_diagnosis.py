@@ -70,6 +70,8 @@ def test_what_is_forgotten_is_found_where_it_is():
     assert found.stopped.value == found.forget.value  # early stopping gets all of it back
     assert found.advice == "stop early"
     assert found.sentences[-1].startswith("Take the checkpoint of epoch 2")
+    assert str(found).replace("\n", " ") == " ".join(found.sentences)
+    assert max(map(len, str(found).splitlines())) <= 76
 
 
 def test_guessing_is_not_taken_for_knowledge():

@@ -17,6 +17,7 @@ from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
 from fmnlib.checkpoints import find_checkpoints, fit, maker, read_state, write_state
 from fmnlib.pictures import View, read_pictures
+from fmnlib.search import knowledge_fusion
 
 NET = """
 from torch import nn
@@ -103,9 +104,10 @@ def test_one_network_is_written_that_loads_without_us(fmn, elsewhere, tmp_path, 
     assert told["gain, fused"]["value"] == pytest.approx(
         told["test accuracy, fused"] - told["test accuracy, single"]
     )
-    assert told["pick 1"].startswith("e")
     # The accuracy that it says is the one that a stranger measures on the same images.
     record = RunRecord.load(tmp_path / "mine.npz")
+    (pick, share), *_ = knowledge_fusion(record.split(0)[0]).picks
+    assert told["pick 1"] == f"e{pick}.pt, share {share:.3f}"
     place = np.arange(1000)[None].repeat(25, axis=0)
     test = RunRecord(**vars(record) | {"predicted": place}).split(0)[1].predicted[0]
     val = read_pictures(elsewhere / "val", VIEW)
@@ -169,6 +171,13 @@ def test_bad_input_is_told_in_one_line(fmn, tmp_path, words, told):
     assert last.startswith("fmn: ")
     assert told in last
     assert not list(tmp_path.glob("fused*"))
+
+
+def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", "fmn fuse digits --network distilled".split())
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "'digits' is a run; --model, --data and the like go with" in capsys.readouterr().err
 
 
 def test_checkpoints_come_in_the_order_of_training(tmp_path):
