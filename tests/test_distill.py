@@ -8,7 +8,15 @@ from torch.nn import functional as F
 from fmnlib import InputError, RunConfig, runs
 from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.data import load
-from fmnlib.distill import _criterion, average, distill, load_network, members_of, student_config
+from fmnlib.distill import (
+    _bank,
+    _criterion,
+    average,
+    distill,
+    load_network,
+    members_of,
+    student_config,
+)
 from fmnlib.fusion import Fusion
 from fmnlib.models import average_weights
 from fmnlib.search import knowledge_fusion
@@ -103,3 +111,36 @@ def test_a_teacher_is_named_by_its_weights(trained):
     assert one.id != other.id
     with pytest.raises(InputError, match="in a plain run; students: `fmn distill`"):
         train(one, runs.folder(one))
+
+
+def test_views_that_are_scored_beforehand_are_those_that_the_student_sees(trained):
+    folder, _, mix = trained
+    members = members_of(SMALL, folder, mix)
+    config = dataclasses.replace(
+        student_config(SMALL, "kf", members), augment="crop_flip", teacher_views=3
+    )
+    plain = load(config)
+    data = dataclasses.replace(plain, bank=_bank(config, plain))
+    teacher = [(load_network(member, data), member.weight) for member in members]
+    beforehand, fresh = _criterion(config, data, teacher), _criterion(config, plain, teacher)
+    seen = set()
+    for seed in range(6):
+        for index in torch.randperm(200)[:50].split(25):
+            [images] = data.views([index], config.augment, seed)
+            seen |= {(int(i), image.numpy().tobytes()) for i, image in zip(index, images)}
+            logits = torch.randn(25, 10)
+            torch.testing.assert_close(
+                beforehand(logits, images, index), fresh(logits, images, index)
+            )
+    views_of = [sum(i == sample for i, _ in seen) for sample in range(200)]
+    assert max(views_of) in (2, 3)
+
+
+def test_a_student_of_few_views_learns(trained, tmp_path):
+    folder, record, mix = trained
+    members = members_of(SMALL, folder, mix)
+    config = dataclasses.replace(
+        student_config(SMALL, "kf", members), augment="crop", teacher_views=4, epochs=8
+    )
+    student = distill(config, members, tmp_path / "student", device="cpu", progress=False)
+    assert student.accuracy[-1] > record.accuracy[-1] - 0.1

@@ -8,12 +8,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fmnlib import InputError, RunConfig
 from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
+from fmnlib.config import Paused
 from fmnlib.data import load
+from fmnlib.parallel import ALONE
 from fmnlib.record import LOSS_EDGES
 from fmnlib.schedule import learning_rate
+from fmnlib.step import Parts, Step, make_optimizer
 from fmnlib.train import build_model, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
@@ -136,6 +140,63 @@ def test_learning_rates():
     assert rates(schedule="cyclic", cycles=2) == [1, 0.5, 1, 0.3455, 1]
 
 
+def test_warm_up_rises_in_a_line_and_cosine_ends_where_it_is_told():
+    config = RunConfig(lr=1.0, epochs=10, warmup=2.0, warmup_factor=0.5, lr_min=0.1)
+    at = [round(learning_rate(config, done), 4) for done in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert at == [0.5, 0.75, 1, 0.55, 0.1]
+    thirds = RunConfig(lr=1.0, schedule="thirds")
+    assert [round(learning_rate(thirds, done), 4) for done in (0.3, 0.4, 0.7)] == [1, 0.1, 0.01]
+
+
+def test_mixed_images_have_mixed_losses():
+    """With a network that ignores its images the loss is lam CE(y) + (1 - lam) CE(y partner)."""
+    config = RunConfig(mixup=1.0, train_samples=8, eval_samples=50)
+    data = load(config)
+    logits = torch.randn(8, 10)
+    net = torch.nn.Linear(1, 1)
+    said = torch.nn.Module()
+    said.net = net
+    said.forward = lambda images: logits + 0 * net(torch.ones(8, 1))
+    parts = Parts(said, make_optimizer(config, said), said)
+    loss = torch.nn.functional.cross_entropy
+    step = Step(
+        config, data, parts, lambda z, _, i: loss(z, data.labels[i], reduction="none"), ALONE, True
+    )
+    step.begin(7)
+    index = torch.arange(8)
+    step(data.normalize(data.images), index, lr=0.1)
+    lam = np.random.default_rng((7, 0))
+    lam.integers(1)
+    lam = lam.beta(1, 1)
+    own = loss(logits, data.labels, reduction="none")
+    other = loss(logits, data.labels.roll(1), reduction="none")
+    torch.testing.assert_close(step.losses, lam * own + (1 - lam) * other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_that_is_streamed_is_trained_with_a_recipe(tmp_path):
+    digits = load(RunConfig())
+    for part, images, labels in (
+        ("train", digits.images[:60], digits.labels[:60]),
+        ("val", digits.eval_images[:40], digits.eval_labels[:40]),
+    ):
+        for number, (image, label) in enumerate(zip(images, labels)):
+            place = tmp_path / "data" / part / str(int(label))
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).resize((40, 36)).save(place / f"{number}.png")
+    config = RunConfig(
+        dataset=f"stream:{tmp_path / 'data'}", image_size=16, model="resnet8", epochs=2,
+        augment="trivial", erase=0.1, mixup=0.2, cutmix=1.0, label_smoothing=0.1, clip_norm=1.0,
+        warmup=0.5, no_decay="norms", ema=0.5, noise="symmetric", noise_rate=0.2, batch_size=20,
+    )  # fmt: skip
+    record = run(config, tmp_path / "whole")
+    assert record.probs.shape == (2, 40, 10)
+    assert np.isfinite(record.curves["train_loss"]).all()
+    assert record.loss_histogram[:, 1].sum(axis=1).tolist() == [12, 12]
+    with pytest.raises(Paused):
+        run(config, tmp_path / "stopped", deadline=0.0)
+    assert_same_records(record, run(config, tmp_path / "stopped"))
+
+
 def test_a_folder_belongs_to_one_run(tmp_path):
     run(SMALL, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -168,6 +229,19 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
     )
     with pytest.raises(InputError, match="state.safetensors cannot be read"):
         load_tensors(path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("error:steps cannot be captured")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_captured_step_is_the_eager_one(tmp_path, optimizer):
+    config = RunConfig(epochs=2, ema=0.9, augment="crop", optimizer=optimizer, lr=0.01)
+    graph, eager = (
+        train(config, tmp_path / str(g), device="cuda", progress=False, graphs=g)
+        for g in (True, False)
+    )
+    np.testing.assert_allclose(graph.probs, eager.probs, atol=0.05)
+    np.testing.assert_allclose(graph.curves["train_loss"], eager.curves["train_loss"], rtol=0.02)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

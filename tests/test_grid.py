@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from fmnlib import InputError, grid, runs
+from fmnlib.__main__ import app
+from fmnlib.config import Paused
+from fmnlib.grid import cells, publish, status, work
+from fmnlib.record import Result, RunRecord
+
+TINY = {"epochs": 4, "train_samples": 100, "eval_samples": 100}
+NOISY = {"noise": "symmetric", "noise_rate": 0.4}
+
+
+@pytest.fixture
+def tiny(monkeypatch, runs_root):
+    """A grid of two cells of digits."""
+    monkeypatch.setitem(grid.GRIDS, "tiny", ("quick", [NOISY | TINY, TINY], False))
+    return cells("tiny", seeds=[0])
+
+
+def test_the_papers_grid_begins_with_the_most_telling_cells():
+    every = cells("paper")
+    assert [cell.config.setting for cell in every[:3]] == ["sym40"] * 3
+    assert {cell.config.model for cell in every} == {"resnet18"}
+    assert len(every) == 6 * 3 + 3 * 3
+    with pytest.raises(InputError, match="grid is 'peper'; choose one of paper, cpu"):
+        cells("peper")
+
+
+def test_a_grid_goes_on_where_it_was_stopped(tiny, tmp_path):
+    assert {row["state"] for row in status(tiny)} == {"left"}
+    assert publish(tiny, tmp_path) == 0
+    with pytest.raises(Paused):
+        work(tiny, device="cpu", workers=1, deadline=0.0)
+    work(tiny[:1], device="cpu", workers=1)
+    states = [row["state"] for row in status(tiny)]
+    assert states == ["done"] * 5 + ["left"] * 5
+    written = {p: p.stat().st_mtime_ns for p in runs.root().glob("*/record.npz")}
+    work(tiny, device="cpu", workers=1)
+    assert {row["state"] for row in status(tiny)} == {"done"}
+    assert all(p.stat().st_mtime_ns == at for p, at in written.items())  # nothing twice
+
+
+def test_scores_and_light_records_are_published(tiny, tmp_path):
+    work(tiny, device="cpu", workers=1)
+    assert publish(tiny, tmp_path) == 2
+    content = json.loads((tmp_path / "results.json").read_text())
+    results = [Result(**row) for row in content["results"]]
+    assert {result.setting for result in results} == {"sym40", "clean"}
+    assert {"single", "independent", "kf", "averaged_kf", "distilled_kf"} <= {
+        result.method for result in results
+    }
+    assert len(content["provenance"]) == 2
+    for cell in tiny:
+        light = RunRecord.load(tmp_path / "records" / f"{cell.config.id}.npz")
+        assert light.probs is None
+        assert light.predicted.shape == (4, 100)
+
+
+def test_the_command_says_what_is_left(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(grid, "cells", lambda name: tiny)
+    app(["grid", "tiny", "--status", "--json"], result_action="return_value")
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 10
+    assert rows[0] == {"network": "digits convnet sym40 seed 0, run", "state": "left"}
