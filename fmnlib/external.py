@@ -25,11 +25,11 @@ class Files:
     """Checkpoints of a training that was not recorded, and what they are to be run on.
 
     Attributes:
-        checkpoints: Pattern of files, in quotes: 'ckpt/*.safetensors', or .pt files.
+        checkpoints: Pattern of files, in quotes, such as `'ckpt/*.safetensors'` or .pt files.
         model: torchvision:NAME, another name that `fmn train --model` knows, or
             FILE.py:FUNCTION, a function of yours that returns the network.
-        data: Folder of validation images, CLASS/*; half of them choose, half are reported.
-        train: Folder of training images, CLASS/*, to distil with.
+        data: Folder of validation images, `CLASS/*`; half of them choose, half are reported.
+        train: Folder of training images, `CLASS/*`, to distil with.
         network: One network to write: averaged weights, or a distilled student.
         output: File for its weights; the weights of the mixture go beside it as .json.
         save_record: File (.npz) for the predictions of the checkpoints, for `fmn score`.

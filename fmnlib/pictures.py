@@ -1,4 +1,4 @@
-"""A folder of labelled images, CLASS/*, as a network was trained to see them."""
+"""A folder of labelled images, `CLASS/*`, as a network was trained to see them."""
 
 import dataclasses
 from pathlib import Path
