@@ -1,5 +1,6 @@
 """The command `fmn`: train, score, fuse and distil runs, and build the book."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -64,6 +65,7 @@ def distill_run(
     split: int = 0,
     temperature: float = RunConfig.temperature,
     soft_share: float = RunConfig.soft_share,
+    teacher_views: int = 0,
     device: str = "auto",
     max_minutes: float = math.inf,
     as_json: Json = False,
@@ -77,6 +79,7 @@ def distill_run(
         split: Seed that draws the halves.
         temperature: Softens the teacher and the student.
         soft_share: Weight of the teacher's term; the labels' term has the rest.
+        teacher_views: Let the teacher score so many views of each augmented image beforehand.
         device: cpu, cuda, or auto for a GPU if there is one.
         max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
@@ -93,6 +96,7 @@ def distill_run(
     config = student_config(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
+    config = dataclasses.replace(config, teacher_views=teacher_views)
     deadline = time.monotonic() + 60 * max_minutes
     folder = place.parent / config.id
     student = distill(config, members, folder, device=device, deadline=deadline)
@@ -165,28 +169,32 @@ def grid_of_runs(
 
 
 @app.command
-def book(*, cached: bool = False, update: bool = False) -> None:
+def book(*, cached: bool = False, update: bool = False, as_json: Json = False) -> None:
     """Run every notebook and build the book; print the path of its first page.
 
     Args:
         cached: Compute from the committed records instead of training anew.
         update: Train anew and bring the committed records, outputs and numbers up to date.
+        as_json: Print JSON.
     """
     from fmnlib.book import build
 
-    print(build(cached=cached, update=update))
+    page = str(build(cached=cached, update=update))
+    print(json.dumps({"page": page}) if as_json else page)
 
 
 @app.command
-def download(dataset: str) -> None:
+def download(dataset: str, *, as_json: Json = False) -> None:
     """Fetch a data set by torchvision into data/ (or where FMN_DATA says).
 
     Args:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
+        as_json: Print JSON.
     """
     from fmnlib import sources
 
-    print(sources.download(dataset))
+    folder = str(sources.download(dataset))
+    print(json.dumps({"folder": folder}) if as_json else folder)
 
 
 def main() -> None:

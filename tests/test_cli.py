@@ -148,3 +148,28 @@ def test_it_is_installed_as_a_command_and_as_a_module():
     assert done.returncode == 0
     assert "--noise-rate" in done.stdout
     assert "Share of the training labels that are flipped" in done.stdout
+
+
+def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
+    small = "--epochs 3 --train-samples 100 --eval-samples 50".split()
+    code, out, _ = fmn("train", *small, "--max-minutes", 0)
+    assert code == 0
+    assert "paused after 1 of 3 epochs; the same command goes on" in out
+    assert fmn("train", *small, "--max-minutes", 0)[0] == 0
+    code, out, _ = fmn("train", *small, "--max-minutes", 60, "--json")
+    assert code == 0
+    assert RunRecord.load(runs_root / json.loads(out)["run"]).epochs == 3
+
+
+def test_a_full_disk_is_told_in_one_line(runs_root):
+    """The limit is on the size of a file, which the operating system enforces as it does space."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "from fmnlib.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", script, "train", "--epochs", "2", "--train-samples", "100"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]  # above it stands the bar
+    assert "File too large; what was written stays, the same command goes on" in last
+    assert "Traceback" not in done.stderr
