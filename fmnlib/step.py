@@ -95,7 +95,8 @@ class Step:
             self._capture(images, index)
         else:
             self._seen[size] = self._seen.get(size, 0) + 1
-            self._take(images, index)
+            take = self._take_aside if self._graphs else self._take
+            take(images, index)
 
     def _take(self, images: Tensor, index: Tensor) -> None:
         config, parts = self.config, self.parts
@@ -123,6 +124,14 @@ class Step:
         count = self.world.gather(torch.tensor(float(len(loss)), device=loss.device))
         return loss.sum() * self.world.size / count  # the gradients will be averaged
 
+    def _take_aside(self, images: Tensor, index: Tensor) -> None:
+        """Take a step on another stream than the usual one, as a step before a capture has to."""
+        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(usual)
+        with torch.cuda.stream(aside):
+            self._take(images, index)
+        usual.wait_stream(aside)
+
     def _replay(self, images: Tensor, index: Tensor) -> None:
         graph, held_images, held_index = self._captured[len(index)]
         held_images.copy_(images)
@@ -135,7 +144,8 @@ class Step:
         graph = torch.cuda.CUDAGraph()
         self.parts.optimizer.zero_grad(set_to_none=True)
         try:
-            with torch.cuda.graph(graph):
+            # The last epoch may be on its way to the disk in another thread.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._take(*held)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
