@@ -293,6 +293,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 200,
         "batch_size": 128,
         "augment": "crop_flip",
+        "teacher_views": 16,
     },
 }
 """What differs from the defaults of `RunConfig` at each scale of the experiments."""

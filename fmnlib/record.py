@@ -150,6 +150,18 @@ class RunRecord:
         rows = np.flatnonzero(np.isin(self.kept, epochs))
         return dataclasses.replace(self, kept=self.kept[rows], probs=np.asarray(self.probs[rows]))
 
+    def final(self) -> "RunRecord":
+        """The record of the last epoch alone."""
+        last = slice(self.epochs - 1, None)
+        hist = self.loss_histogram
+        return dataclasses.replace(
+            self.keep([self.epochs - 1]),
+            predicted=self.predicted[last],
+            kept=np.arange(1),
+            curves={name: curve[last] for name, curve in self.curves.items()},
+            loss_histogram=None if hist is None else hist[last],
+        )
+
     def save(self, path: Path, *, light: bool = False) -> None:
         """Write one compressed npz file, whole or not at all; `light` leaves out probabilities."""
         config = None if self.config is None else dataclasses.asdict(self.config)

@@ -40,6 +40,7 @@ SMALL = {
     "08_distillation": {
         "settings": [["symmetric", 0.4]],
         "losses": [{}, {"temperature": 1}],
+        "views": [0, 2],
         "seeds": [0, 1],
         "splits": [0],
     },

@@ -83,6 +83,14 @@ def test_predictions_are_taken_before_probabilities_are_rounded(tmp_path):
     assert again.accuracy.tolist() == record.accuracy.tolist() == [1]
 
 
+def test_the_final_record_scores_as_the_last_epoch_does(record):
+    last = record.final()
+    assert last.epochs == 1
+    assert last.accuracy[0] == record.accuracy[-1]
+    np.testing.assert_array_equal(last.probs[0], record.probs[-1])
+    assert last.curves["lr"].tolist() == [0.0]
+
+
 def damage(content):
     """What can become of a file: cut short, one bit flipped, or another file altogether."""
     rng = np.random.default_rng(0)
