@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,11 @@ class Recorder:
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Where numbers come from: commit, versions, hardware and wall time; no paths, no names."""
+    """Where numbers come from: day, commit, versions, hardware, wall time; no paths, no names."""
     commit, changed = _commit()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
         "changed": changed,
         "python": platform.python_version(),
