@@ -88,6 +88,8 @@ def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
 def test_what_the_book_cannot_tell_breaks_the_build(tmp_path, capfd):
     """A number that does not exist, and a table without a caption."""
     staging = book.stage(tmp_path / "staging")
+    two = "format: jb-book\nroot: book/references\nchapters:\n- file: notebooks/05_clean_data\n"
+    (staging / "_toc.yml").write_text(two)  # seconds instead of a minute
     page = staging / "book" / "references.md"
     page.write_text(page.read_text() + "\n{result}`label_noise.sym40.magic`\n")
     notebook = staging / "notebooks" / "05_clean_data.ipynb"
