@@ -1,4 +1,4 @@
-"""{grid} cpu: what a grid of runs has measured, cell by cell, from results/cpu/results.json.
+"""{grid-table} cpu: what a grid of runs has measured, cell by cell, from results/cpu/results.json.
 
 A cell that no machine has measured says so; the papers' numbers of the same cell stand beside it.
 """
@@ -17,7 +17,7 @@ from results import read, show
 METHODS = "single early_stopping independent kf averaged_kf distilled_kf".split()
 
 
-class Grid(SphinxDirective):
+class GridTable(SphinxDirective):
     """Cells down, methods across."""
 
     required_arguments = 1
@@ -83,5 +83,5 @@ class Grid(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("grid", Grid)
+    app.add_directive("grid-table", GridTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
