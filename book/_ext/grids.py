@@ -18,7 +18,7 @@ METHODS = "single early_stopping independent kf averaged_kf distilled_kf".split(
 
 
 class GridTable(SphinxDirective):
-    """Cells down, methods across."""
+    """Methods down, cells across."""
 
     required_arguments = 1
     option_spec: ClassVar[dict[str, Any]] = dict.fromkeys(
@@ -33,16 +33,22 @@ class GridTable(SphinxDirective):
         there = Path(self.env.srcdir, "results", name).exists()
         content = read(self.env, name) if there else {"results": [], "provenance": []}
         found = self.summaries(content["results"])
-        heads = ["cell", "seeds", *(LOOKS[m].name for m in METHODS)]
-        heads += ["published: final", "published: KF"] if "published" in self.options else []
-        lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
-        lines += [":header-rows: 1", ":stub-columns: 1", ":class: numbers", "", ",".join(heads)]
         configs = [cell.config for cell in cells(self.arguments[0]) if not cell.wider]
-        for item, setting in dict.fromkeys((f"{c.dataset} {c.model}", c.setting) for c in configs):
-            scores = found.get((item.replace(" ", "-"), setting))
-            row = [f"{item}, {setting}"]
-            row += self.measured(scores) if scores else ["0", *["not measured"] * len(METHODS)]
-            lines.append(",".join(row + self.published(setting)))
+        wanted = dict.fromkeys((f"{c.dataset}-{c.model}", c.setting) for c in configs)
+        scores = [found.get(cell) for cell in wanted]
+        several = len({item for item, _ in wanted}) > 1
+        heads = [item.replace("-", " ") if several else setting for item, setting in wanted]
+        rows = {"training seeds": [f"{s['single']['n']:.0f}" if s else "0" for s in scores]}
+        for method in METHODS:
+            row = [show(s[method]) if s else "not measured" for s in scores]
+            rows[LOOKS[method].name] = row
+        for method in ("single", "kf") if "published" in self.options else ():
+            row = [self.published(method, setting) for _, setting in wanted]
+            rows[f"{LOOKS[method].name}, published"] = row
+        lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
+        lines += [":header-rows: 1", ":stub-columns: 1", ":class: numbers", ""]
+        lines += [",".join(["method", *heads])]
+        lines += [",".join([f'"{name}"', *row]) for name, row in rows.items()]
         box = nodes.container(classes=["results-table"])
         lines += [":::", "", self.origin(content["provenance"])]
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
@@ -59,15 +65,9 @@ class GridTable(SphinxDirective):
             (item, s): methods for item, found in by_item.items() for s, methods in found.items()
         }
 
-    def measured(self, scores: dict[str, dict[str, float]]) -> list[str]:
-        return [f"{scores['single']['n']:.0f}", *(show(scores[method]) for method in METHODS)]
-
-    def published(self, setting: str) -> list[str]:
-        if "published" not in self.options:
-            return []
+    def published(self, method: str, setting: str) -> str:
         rows = {row["method"]: row for row in read(self.env, self.options["published"])}
-        key = f"c100_{setting}"
-        return [rows[method].get(key) or "not given" for method in ("single", "kf")]
+        return rows[method].get(f"c100_{setting}") or "not given"
 
     def origin(self, provenance: list[dict[str, Any]]) -> str:
         if not provenance:
