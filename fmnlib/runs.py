@@ -220,6 +220,8 @@ def make_all(
         while todo := jobs():
             make(todo[0], folder(todo[0].config), device, progress, deadline)
         return
+    if not jobs():
+        return
     pool = _pool(workers, str(data_root().resolve()), str(Path.cwd()))
     running: dict[Future[None], str] = {}
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:

@@ -93,7 +93,8 @@ def train(
                 _epochs(step, recorder, background, epochs, deadline)
             if recorder is not None:
                 recorder.finish()
-                clear(folder)
+        if world.first:
+            clear(folder)
         world.meet()
         return RunRecord.load(folder)
 
