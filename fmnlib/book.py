@@ -179,6 +179,7 @@ def _execute_all(staging: Path, *, fresh: bool) -> None:
 def _clean(notebook: Any) -> str:
     """A notebook as text without what differs from run to run: timings, paths, progress bars."""
     notebook["metadata"].pop("papermill", None)
+    notebook["metadata"].pop("widgets", None)  # for them a page would ask another host for scripts
     notebook["metadata"].get("language_info", {}).pop("version", None)
     for cell in notebook["cells"]:
         cell["metadata"].pop("papermill", None)

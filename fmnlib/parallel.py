@@ -62,6 +62,8 @@ def join(device: torch.device) -> tuple[World, torch.device]:
     """Meet the other processes that torchrun started, if any; this process and its device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs are of the current device
         return ALONE, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -98,11 +100,12 @@ class _BatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         from torch.distributed.nn.functional import all_reduce
 
+        input = input.float()  # in half precision a mean of squares loses the variance
         count = torch.tensor(float(input.numel() // input.shape[1]), device=input.device)
         sums = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3)), count[None]])
         total: Tensor = all_reduce(sums)
         mean, square = (total[:-1] / total[-1]).chunk(2)
-        var = square - mean.square()
+        var = (square - mean.square()).clamp_min(0)
         self._follow(mean.detach(), var.detach(), total[-1].detach())
         scale = torch.rsqrt(var + self.eps) * self.weight
         return input * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]

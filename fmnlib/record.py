@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from fmnlib.config import InputError, RunConfig
 
-__all__ = ["LOSS_EDGES", "Result", "RunRecord", "write_whole"]
+__all__ = ["LOSS_EDGES", "Result", "RunRecord", "checksums", "write_whole"]
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
@@ -180,7 +180,7 @@ class RunRecord:
         if self.loss_histogram is not None:
             arrays["loss_histogram"] = self.loss_histogram
         if self.probs is not None and light:
-            arrays["probs_checksum"] = _checksums(self.probs)
+            arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:
             arrays["probs"] = self.probs.astype(np.float16)
         about["arrays"] = [*arrays]  # a damaged directory can lose one without a word
@@ -206,10 +206,10 @@ class RunRecord:
                 raise ValueError("an array is missing")
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
             config = about["config"] and RunConfig.from_dict(about["config"])
-            probs, checksums = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
+            probs, written = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
-                if not np.array_equal(_checksums(probs), checksums):
+                if not np.array_equal(checksums(probs), written):
                     raise ValueError("probs.npy is not what the record says that it is")
             arrays["predicted"] = arrays["predicted"].astype(np.int32)
             rest = {"classes": about["classes"], "provenance": about["provenance"]}
@@ -222,10 +222,10 @@ class RunRecord:
             ) from error
 
 
-def _checksums(probs: np.ndarray) -> np.ndarray:
+def checksums(probs: np.ndarray) -> np.ndarray:
     """One checksum for the probabilities of each epoch."""
     rows = (np.ascontiguousarray(row, np.float16) for row in probs)
-    return np.array([zlib.crc32(row.data) for row in rows], np.uint32)
+    return np.array([zlib.crc32(row.data) for row in rows], np.int64)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:

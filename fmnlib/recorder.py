@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 import subprocess
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.dataset import Data
-from fmnlib.record import LOSS_EDGES, RunRecord
+from fmnlib.record import LOSS_EDGES, RunRecord, checksums
 
 __all__ = ["Recorder", "Seen", "provenance"]
 
@@ -62,6 +63,7 @@ class Recorder:
         self.kept = np.union1d(every, [epochs - 1])
         self.predicted = np.zeros((epochs, samples), np.int32)
         self.curves = {name: np.full(epochs, np.nan, np.float32) for name in CURVES}
+        self.checksums = np.zeros(len(self.kept), np.int64)
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
         _lay_out(self._probs, (len(self.kept), samples, data.classes))
 
@@ -95,16 +97,27 @@ class Recorder:
     def tensors(self) -> dict[str, Tensor]:
         """The record so far, for the state that a restart finds again."""
         arrays = {"predicted": self.predicted, "histogram": self.histogram}
+        arrays["checksums"] = self.checksums
         arrays |= {f"curve.{name}": curve for name, curve in self.curves.items()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
+        """Take back what `tensors` gave after an epoch.
+
+        Raises:
+            InputError: If the probabilities on disk are not those that were written.
+        """
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
+        self._check(int((self.kept <= epoch).sum()))
 
     def finish(self) -> RunRecord:
-        """Write the record; the run is complete once it is there."""
+        """Write the record; the run is complete once it is there.
+
+        Raises:
+            InputError: If the probabilities on disk are not those that were written.
+        """
+        self._check(len(self.kept))
         record = RunRecord(
             labels=self.eval_labels.numpy(),
             predicted=self.predicted,
@@ -119,6 +132,13 @@ class Recorder:
         record.save(self.folder / "record.npz", light=True)
         return RunRecord.load(self.folder)
 
+    def _check(self, rows: int) -> None:
+        """Hold the first rows on disk to what was written there."""
+        probs = np.load(self._probs, mmap_mode="r", allow_pickle=False)
+        if not np.array_equal(checksums(probs[:rows]), self.checksums[:rows]):
+            told = f"{self._probs} is not what was written"
+            raise InputError(f"{told}; move {self.folder.name} away and run again")
+
     @property
     def _probs(self) -> Path:
         return self.folder / "probs.npy"
@@ -126,6 +146,7 @@ class Recorder:
     def _write_row(self, row: int, probs: np.ndarray) -> None:
         """Write through a file, not through a map, where a full disk would be a crash."""
         content = probs.astype(np.float16).tobytes()
+        self.checksums[row] = zlib.crc32(content)
         with self._probs.open("r+b") as file:
             file.seek((row - len(self.kept)) * len(content), os.SEEK_END)
             file.write(content)
@@ -168,10 +189,15 @@ def _commit() -> tuple[str, bool]:
 def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
     """Make the file of probabilities of a new run; that of a run that goes on stays."""
     if path.exists():
-        found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            told = f"{path} cannot be read ({error})"
+            raise InputError(f"{told}; move {path.parent.name} away and run again") from error
         if found == shape:
             return
-        raise InputError(f"{path} is of shape {found}, not {shape}; move it away")
+        told = f"{path} is of shape {found}, not {shape}"
+        raise InputError(f"{told}; move {path.parent.name} away and run again")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
     part.replace(path)

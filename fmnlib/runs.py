@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -223,6 +224,24 @@ def make_all(
     if not jobs():
         return
     pool = _pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    try:
+        _side_by_side(jobs, pool, workers, device, progress, deadline)
+    except (KeyboardInterrupt, BrokenProcessPool) as error:
+        _pool.cache_clear()  # its processes have ended
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        told = "a process that trained has ended, killed or out of memory"
+        raise InputError(f"{told}; the same call goes on, with fewer workers") from error
+
+
+def _side_by_side(
+    jobs: Callable[[], Sequence[Job]],
+    pool: ProcessPoolExecutor,
+    workers: int,
+    device: str,
+    progress: bool,
+    deadline: float,
+) -> None:
     running: dict[Future[None], str] = {}
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fmnlib.checkpoint import load_tensors, save_tensors
@@ -34,9 +35,13 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(under(tensors, "ema."))
+    parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in under(tensors, "optimizer.").items():
         number, _, key = name.partition(".")
+        like = parameters[int(number)]
+        if value.shape == like.shape:  # a file has rows in order; fused updates want like strides
+            value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
         state.setdefault(int(number), {})[key] = value
     parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
 
@@ -46,7 +51,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], epoch: int) -> None
 
     It replaces the state of the epoch before the last, so that one damaged file costs one epoch.
     """
-    save_tensors(_file(folder, epoch), tensors, {"epoch": epoch})
+    save_tensors(_file(folder, epoch), {**tensors, "epoch": torch.tensor(epoch)}, {})
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
@@ -59,8 +64,8 @@ def newest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
         if not file.exists():
             continue
         try:
-            tensors, about = load_tensors(file)
-            found.append((int(about["epoch"]), tensors))
+            tensors, _ = load_tensors(file)
+            found.append((int(tensors.pop("epoch")), tensors))
         except InputError as error:
             aside = file.with_suffix(".damaged")
             file.replace(aside)

@@ -86,10 +86,13 @@ def train(
             parts = _start(config, data, initial, world)
             step = Step(config, data, parts, criterion, world, graphs)
             recorder = Recorder(config, folder, data) if world.first else None
-            first = _resume(folder, parts, recorder)
+            first = _resume(folder, parts, recorder, world)
             epochs = tqdm(range(first, config.epochs), config.id, config.epochs, initial=first,
                           disable=not (progress and world.first))  # fmt: skip
-            with torch.backends.cudnn.flags(benchmark=True), Background(data.device) as background:
+            with (
+                torch.backends.cudnn.flags(enabled=True, benchmark=True),
+                Background(data.device) as background,
+            ):
                 _epochs(step, recorder, background, epochs, deadline)
             if recorder is not None:
                 recorder.finish()
@@ -143,7 +146,7 @@ def _alone(config: RunConfig, folder: Path, world: World) -> Iterator[None]:
         world.meet()
         yield
         return
-    claim(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -151,8 +154,9 @@ def _alone(config: RunConfig, folder: Path, world: World) -> Iterator[None]:
         print(f"waiting for another process that trains {config.id}", file=sys.stderr)
         lock.acquire()
     try:
+        claim(folder, config)
         for leftover in folder.rglob(".*.part"):  # of a process that was killed while writing
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
         world.meet()
         yield
     finally:
@@ -170,15 +174,20 @@ def _start(
     return Parts(model, make_optimizer(config, model), ema)
 
 
-def _resume(folder: Path, parts: Parts, recorder: Recorder | None) -> int:
+def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
     """Load the last complete epoch, if there is one; return the epoch to go on with."""
+    if not world.first:
+        world.meet()
     found = newest(folder)
-    if found is None:
-        return 0
-    epoch, tensors = found
-    restore(parts, tensors)
-    if recorder is not None:
-        recorder.restore(under(tensors, "record."))
+    if world.first:  # it alone has set aside what is damaged
+        world.meet()
+    epoch, tensors = found or (-1, {})
+    if world.agree(float(epoch)) != epoch:
+        raise InputError(f"the processes read different states in {folder}; run again")
+    if tensors:
+        restore(parts, tensors)
+    if tensors and recorder is not None:
+        recorder.restore(under(tensors, "record."), epoch)
     return epoch + 1
 
 
@@ -200,8 +209,8 @@ def _epochs(
         seen = Seen(logits, losses, right, lr, now - before)
         if recorder is not None:
             background.do(_writing(recorder, epoch, seen, snapshot(parts)))
-        left = epoch + 1 < config.epochs
-        if left and world.agree(2 * now - before) > deadline:
+        late = world.agree(float(2 * now - before > deadline))  # each has a clock of its own
+        if late and epoch + 1 < config.epochs:
             background.wait()
             told = f"{config.id} paused after {epoch + 1} of {config.epochs} epochs"
             raise Paused(f"{told}; the same command goes on")

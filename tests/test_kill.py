@@ -1,10 +1,12 @@
 """Nothing written is lost: runs that are killed, damaged, out of time or of disk go on."""
 
 import contextlib
+import copy
 import dataclasses
 import multiprocessing
 import os
 import resource
+import signal
 import time
 
 import numpy as np
@@ -14,7 +16,10 @@ import torch
 from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.checkpoint import load_tensors
 from fmnlib.config import Paused
-from fmnlib.train import train
+from fmnlib.data import load
+from fmnlib.state import newest, restore
+from fmnlib.step import Parts, make_optimizer
+from fmnlib.train import build_model, train
 
 # Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
 CONFIG = RunConfig(
@@ -89,9 +94,10 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, tmp_path, number
     if number % 2:
         time.sleep(rng.uniform(0, seconds))
     else:
-        wait_for_a_file_half_written(process, tmp_path / "run", rng.integers(1, 20))
+        wait_for_a_file_half_written(process, tmp_path / "run", rng.integers(1, 14))
     process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL or number % 2, "it ended before it was killed"
     again = begin(CONFIG, tmp_path / "run")
     again.join()
     assert again.exitcode == 0
@@ -143,3 +149,31 @@ def test_a_changed_row_of_probabilities_is_found(tmp_path):
     (tmp_path / "probs.npy").write_bytes(content)
     with pytest.raises(InputError, match=r"probs.npy is not what the record says"):
         RunRecord.load(tmp_path)
+
+
+def test_a_changed_row_is_found_before_a_run_goes_on(tmp_path):
+    with pytest.raises(Paused):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False, deadline=0.0)
+    content = bytearray((tmp_path / "run" / "probs.npy").read_bytes())
+    content[200] ^= 1
+    (tmp_path / "run" / "probs.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"is not what was written; move run away"):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "run" / "probs.npy").write_bytes(content[:300])
+    with pytest.raises(InputError, match=r"cannot be read .*; move run away and run again"):
+        train(CONFIG, tmp_path / "run", device="cpu", progress=False)
+
+
+def test_what_an_optimiser_remembers_has_the_strides_of_its_parameters(tmp_path):
+    """Fused updates on a GPU refuse others."""
+    with pytest.raises(Paused):
+        train(CONFIG, tmp_path, device="cpu", progress=False, deadline=0.0)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found[0] == 0
+    model = build_model(CONFIG, load(CONFIG))
+    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model))
+    restore(parts, found[1])
+    for parameter, state in parts.optimizer.state.items():
+        assert state["momentum_buffer"].stride() == parameter.stride()
+        assert state["momentum_buffer"].abs().sum() > 0

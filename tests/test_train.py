@@ -107,6 +107,17 @@ def test_two_processes_on_one_run_do_not_meet(tmp_path):
     assert_same_records(run(SMALL, tmp_path / "a"), run(SMALL, tmp_path / "b"))
 
 
+def test_training_leaves_cudnn_on(tmp_path):
+    seen = []
+
+    def loss(logits, _, index):
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
+        return logits.square().sum(1)
+
+    run(dataclasses.replace(SMALL, epochs=1), tmp_path, criterion=loss)
+    assert set(seen) == {(True, True)}
+
+
 def test_kept_epochs_end_with_the_last(tmp_path):
     record = run(dataclasses.replace(SMALL, epochs=5, keep_every=2), tmp_path)
     assert record.kept.tolist() == [1, 3, 4]
@@ -234,7 +245,9 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("error:steps cannot be captured")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_captured_step_is_the_eager_one(tmp_path, optimizer):
+def test_a_captured_step_is_the_eager_one(tmp_path, optimizer, monkeypatch):
+    replayed, replay = [], Step._replay
+    monkeypatch.setattr(Step, "_replay", lambda *given: (replayed.append(1), replay(*given)))
     config = RunConfig(epochs=2, ema=0.9, augment="crop", optimizer=optimizer, lr=0.01)
     graph, eager = (
         train(config, tmp_path / str(g), device="cuda", progress=False, graphs=g)
@@ -242,6 +255,7 @@ def test_a_captured_step_is_the_eager_one(tmp_path, optimizer):
     )
     np.testing.assert_allclose(graph.probs, eager.probs, atol=0.05)
     np.testing.assert_allclose(graph.curves["train_loss"], eager.curves["train_loss"], rtol=0.02)
+    assert len(replayed) > 16  # of 32 steps, less those before the captures
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
