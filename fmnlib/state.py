@@ -65,6 +65,8 @@ def newest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
             continue
         try:
             tensors, _ = load_tensors(file)
+            if "epoch" not in tensors:
+                raise InputError(f"{file} names no epoch")
             found.append((int(tensors.pop("epoch")), tensors))
         except InputError as error:
             aside = file.with_suffix(".damaged")
