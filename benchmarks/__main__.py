@@ -19,7 +19,7 @@ from benchmarks.machine import Machine
 from benchmarks.measure import table
 from benchmarks.search import search
 from benchmarks.training import recording, side_by_side, throughput
-from fmnlib.record import write_whole
+from fmnlib.files import write_whole
 from fmnlib.recorder import provenance
 from fmnlib.train import pick_device
 

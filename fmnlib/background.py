@@ -1,4 +1,9 @@
-"""Writing while the next epoch trains: one job at a time, so that memory stays bounded."""
+"""Writing while the next epoch trains: one job at a time, so that memory stays bounded.
+
+On a GPU all of a job is done aside. On a CPU its computing would take cores from the training, and
+threads that wait for each other at every step wait long for one that has no core: there a job
+computes at once, and only the waiting for the disk goes aside.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +14,10 @@ import torch
 __all__ = ["Background"]
 
 
+Job = Callable[[], Callable[[], None]]
+"""Computes something, and returns what is left to do: to wait for the disk."""
+
+
 class Background:
     """Does jobs in order in one thread; `do` waits for the job before, and raises its error.
 
@@ -16,7 +25,7 @@ class Background:
     before the job was given.
 
     >>> with Background(torch.device("cpu")) as background:
-    ...     background.do(lambda: print("written"))
+    ...     background.do(lambda: lambda: print("written"))
     written
     """
 
@@ -25,26 +34,25 @@ class Background:
         self._last: Future[None] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def do(self, job: Callable[[], None]) -> None:
+    def do(self, job: Job) -> None:
         """Wait for the last job, then start this one."""
         self.wait()
-        self._last = self._pool.submit(self._behind(job))
+        rest = job() if self._stream is None else self._behind(job, self._stream)
+        self._last = self._pool.submit(rest)
 
     def wait(self) -> None:
         """Wait until everything is done, and raise what went wrong."""
         if self._last is not None:
             self._last.result()
 
-    def _behind(self, job: Callable[[], None]) -> Callable[[], None]:
-        if self._stream is None:
-            return job
-        stream, asked = self._stream, torch.cuda.Event()
+    def _behind(self, job: Job, stream: torch.cuda.Stream) -> Callable[[], None]:
+        asked = torch.cuda.Event()
         asked.record()
 
         def run() -> None:
             with torch.cuda.stream(stream):
                 asked.wait(stream)
-                job()
+                job()()
 
         return run
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from fmnlib import runs
 from fmnlib.config import InputError
+from fmnlib.files import write_whole
 from fmnlib.plots import METHODS
 from fmnlib.publish import collect
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 from fmnlib.stats import Summary
 
 __all__ = ["build", "execute", "gather", "headline", "readme_with", "render", "stage"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fmnlib.config import InputError
-from fmnlib.record import write_whole
+from fmnlib.files import write_whole
 
-__all__ = ["checkpoint_path", "load_tensors", "lossless", "save_tensors"]
+__all__ = ["checkpoint_path", "load_tensors", "lossless", "pack", "save_tensors"]
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -34,9 +34,14 @@ def lossless(state: Mapping[str, Tensor], computed_in_half: bool) -> dict[str, T
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a small JSON-able note to one safetensors file with a checksum."""
+    write_whole(path, pack(tensors, about))
+
+
+def pack(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """What `save_tensors` writes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = {"about": json.dumps(about), "sha256": _checksum(plain)}
-    write_whole(path, safetensors.torch.save(plain, note))
+    return safetensors.torch.save(plain, note)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

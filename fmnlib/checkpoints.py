@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError
+from fmnlib.files import write_whole
 from fmnlib.models import build
 from fmnlib.pictures import Pictures, View
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 
 __all__ = [
     "find_checkpoints",

@@ -13,9 +13,10 @@ from cyclopts import Parameter
 from fmnlib import scores
 from fmnlib.config import InputError
 from fmnlib.external import Files, fuse_files
+from fmnlib.files import write_whole
 from fmnlib.gains import gains, in_rows, picks
 from fmnlib.intervals import Interval
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 from fmnlib.search import knowledge_fusion
 from fmnlib.tracker import is_tracked, load_tracked
 

@@ -10,9 +10,10 @@ import numpy as np
 from cyclopts import Parameter
 
 from fmnlib.config import InputError
+from fmnlib.files import write_whole
 from fmnlib.fusion import Fusion
 from fmnlib.gains import gains, in_rows, picks
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 
 __all__ = ["Files", "fuse_files"]
 

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from fmnlib.config import InputError
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.files import write_whole
+from fmnlib.record import RunRecord
 
 __all__ = [
     "Fusion",

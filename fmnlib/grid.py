@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 from fmnlib import runs
 from fmnlib.compare import compare, independent_members
 from fmnlib.config import InputError, RunConfig
+from fmnlib.files import write_whole
 from fmnlib.protocols import compare_protocols, protocol_jobs
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 from fmnlib.runs import Job
 from fmnlib.search import knowledge_fusion
 from fmnlib.students import compare_students, student_of_finals

@@ -6,7 +6,6 @@ Axes are always `epochs, samples, classes`. Epochs count from 0; the last one is
 import dataclasses
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,25 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fmnlib.config import InputError, RunConfig
+from fmnlib.files import write_whole
 
-__all__ = ["LOSS_EDGES", "Result", "RunRecord", "checksums", "write_whole"]
+__all__ = ["LOSS_EDGES", "Result", "RunRecord", "checksums"]
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.dataset import Data
+from fmnlib.files import Batch
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums
 
 __all__ = ["Recorder", "Seen", "provenance"]
@@ -67,8 +68,8 @@ class Recorder:
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
         _lay_out(self._probs, (len(self.kept), samples, data.classes))
 
-    def note(self, epoch: int, seen: Seen) -> None:
-        """Write down an epoch.
+    def note(self, epoch: int, seen: Seen, files: Batch) -> None:
+        """Write down an epoch, its probabilities as part of a batch of files.
 
         Raises:
             InputError: If a loss is not finite.
@@ -82,6 +83,7 @@ class Recorder:
         self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:
             self._write_row(int(np.searchsorted(self.kept, epoch)), probs.numpy())
+            files.changed(self._probs)
         memorised = right[self.flipped].float().mean() if self.flipped.any() else torch.nan
         eval_loss = F.cross_entropy(logits, self.eval_labels)
         means = losses.mean(), right.float().mean(), memorised
@@ -111,7 +113,7 @@ class Recorder:
             tensor.copy_(tensors[name])
         self._check(int((self.kept <= epoch).sum()))
 
-    def finish(self) -> RunRecord:
+    def finish(self) -> None:
         """Write the record; the run is complete once it is there.
 
         Raises:
@@ -130,7 +132,6 @@ class Recorder:
             provenance=provenance(self.device, float(self.curves["seconds"].sum())),
         )
         record.save(self.folder / "record.npz", light=True)
-        return RunRecord.load(self.folder)
 
     def _check(self, rows: int) -> None:
         """Hold the first rows on disk to what was written there."""
@@ -150,8 +151,6 @@ class Recorder:
         with self._probs.open("r+b") as file:
             file.seek((row - len(self.kept)) * len(content), os.SEEK_END)
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:

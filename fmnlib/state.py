@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmnlib.checkpoint import load_tensors, save_tensors
+from fmnlib.checkpoint import load_tensors, pack
 from fmnlib.config import InputError
+from fmnlib.files import Batch
 from fmnlib.step import Parts
 
 __all__ = ["clear", "newest", "restore", "snapshot", "write_state"]
@@ -46,12 +47,12 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
     parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
 
 
-def write_state(folder: Path, tensors: Mapping[str, Tensor], epoch: int) -> None:
-    """Write the state after an epoch; the epoch is complete once the file is there.
+def write_state(folder: Path, tensors: Mapping[str, Tensor], epoch: int, files: Batch) -> None:
+    """Write the state after an epoch; the epoch is complete once the file is in its place.
 
     It replaces the state of the epoch before the last, so that one damaged file costs one epoch.
     """
-    save_tensors(_file(folder, epoch), {**tensors, "epoch": torch.tensor(epoch)}, {})
+    files.write(_file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)}, {}))
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:

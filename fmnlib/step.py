@@ -158,20 +158,15 @@ class Step:
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run; on a GPU fused, with its learning rate on the device."""
+    """The optimiser of a run, fused; on a GPU with its learning rate on the device."""
     device = next(model.parameters()).device
-    fused = device.type == "cuda"
-    lr = torch.tensor(config.lr, device=device) if fused else config.lr
+    cuda = device.type == "cuda"
+    lr = torch.tensor(config.lr, device=device) if cuda else config.lr
     groups = parameter_groups(model, config.weight_decay, config.no_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr, fused=fused, capturable=fused)
-    return torch.optim.SGD(
-        groups,
-        lr,
-        config.momentum,
-        nesterov=config.nesterov and config.momentum > 0,
-        fused=fused,
-    )
+        return torch.optim.AdamW(groups, lr, fused=True, capturable=cuda)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr, config.momentum, nesterov=nesterov, fused=True)
 
 
 @torch.no_grad()

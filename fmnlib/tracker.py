@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fmnlib.config import InputError
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.files import write_whole
+from fmnlib.record import RunRecord
 
 __all__ = ["Tracker", "as_array", "as_probs", "is_tracked", "load_tracked"]
 

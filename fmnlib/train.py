@@ -24,12 +24,13 @@ from tqdm.auto import tqdm
 
 from fmnlib import data as datasets
 from fmnlib.background import Background
-from fmnlib.checkpoint import checkpoint_path, lossless, save_tensors
+from fmnlib.checkpoint import checkpoint_path, lossless, pack
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.dataset import Data, DataSet
+from fmnlib.files import Batch, write_whole
 from fmnlib.models import arithmetic, build, in_half
 from fmnlib.parallel import ALONE, World, join, shared_batchnorm
-from fmnlib.record import RunRecord, write_whole
+from fmnlib.record import RunRecord
 from fmnlib.recorder import Recorder, Seen
 from fmnlib.schedule import learning_rate
 from fmnlib.state import clear, newest, restore, snapshot, under, write_state
@@ -219,19 +220,21 @@ def _epochs(
 
 def _writing(
     recorder: Recorder, epoch: int, seen: Seen, tensors: dict[str, Tensor]
-) -> Callable[[], None]:
-    """The job of writing an epoch to disk."""
+) -> Callable[[], Callable[[], None]]:
+    """The job of writing an epoch to disk, which leaves the waiting for the disk to be done."""
     config, folder = recorder.config, recorder.folder
 
-    def write() -> None:
-        recorder.note(epoch, seen)
+    def write() -> Callable[[], None]:
+        files = Batch()
+        recorder.note(epoch, seen, files)
         held = {name: tensor.cpu() for name, tensor in tensors.items()}
         if epoch in recorder.kept:
             weights = under(held, "ema.") or under(held, "model.")
             half = in_half(config.precision, recorder.device)
-            save_tensors(checkpoint_path(folder, epoch), lossless(weights, half), {})
+            files.write(checkpoint_path(folder, epoch), pack(lossless(weights, half), {}))
         held |= {f"record.{name}": value for name, value in recorder.tensors().items()}
-        write_state(folder, held, epoch)
+        write_state(folder, held, epoch, files)
+        return files.settle
 
     return write
 

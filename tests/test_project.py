@@ -23,14 +23,15 @@ SUMMARY = json.loads((ROOT / "results" / "summary.json").read_text())
 # Who may import whom, and what from outside: the table in CONTRIBUTING.md.
 OURS = {
     "config": "",
-    "record": "config",
+    "files": "",
+    "record": "config files",
     "noise": "config",
     "scores": "",
     "theory": "config",
     "overlap": "scores",
     "plane": "",
     "shares": "",
-    "fusion": "config record",
+    "fusion": "config files record",
     "search": "config fusion record scores shares",
     "selection": "config fusion record",
     "stats": "config record",
@@ -48,16 +49,16 @@ OURS = {
     "dataset": "augment streamed",
     "sources": "config plane",
     "data": "config dataset noise sources streamed",
-    "checkpoint": "config record",
+    "checkpoint": "config files record",
     "schedule": "config",
     "background": "",
     "parallel": "config",
-    "recorder": "config dataset record",
+    "recorder": "config dataset files record",
     "step": "config dataset models parallel regularize",
-    "state": "checkpoint config step",
+    "state": "checkpoint config files step",
     "train": (
-        "background checkpoint config data dataset models parallel record recorder schedule "
-        "state step"
+        "background checkpoint config data dataset files models parallel record recorder "
+        "schedule state step"
     ),
     "distill": (
         "augment checkpoint config data dataset fusion models parallel record recorder step train"
@@ -68,26 +69,26 @@ OURS = {
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
-    "grid": "compare config protocols record runs search students",
-    "book": "config plots publish record runs stats",
+    "grid": "compare config files protocols record runs search students",
+    "book": "config files plots publish record runs stats",
     "intervals": "",
     "gains": "fusion intervals record",
     "diagnosis": "fusion intervals record scores search",
     "report": "diagnosis fusion plots record scores",
-    "tracker": "checkpoint config record",
+    "tracker": "checkpoint config files record",
     "watch": "config tracker",
     "lightning": "record tracker watch",
     "huggingface": "record tracker watch",
     "pictures": "config",
-    "checkpoints": "config models pictures record",
+    "checkpoints": "config files models pictures record",
     "shipping": "checkpoints fusion models pictures",
-    "external": "checkpoints config fusion gains pictures record shipping train",
+    "external": "checkpoints config files fusion gains pictures record shipping train",
     "commands": (
-        "config diagnosis external gains intervals record report runs scores search tracker"
+        "config diagnosis external files gains intervals record report runs scores search tracker"
     ),
 }
 NO_TORCH = (
-    "config record noise scores theory overlap plane shares fusion search selection stats "
+    "config files record noise scores theory overlap plane shares fusion search selection stats "
     "ablation plots publish intervals gains diagnosis report tracker external commands"
 ).split()
 

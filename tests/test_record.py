@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fmnlib import InputError, RunConfig, RunRecord
-from fmnlib.record import LOSS_EDGES, write_whole
+from fmnlib.record import LOSS_EDGES
 
 EPOCHS, SAMPLES, CLASSES = 6, 40, 3
 RNG = np.random.default_rng(0)
@@ -242,13 +242,3 @@ def test_a_write_that_fails_keeps_the_old_file(record, tmp_path):
         dataclasses.replace(record, half="val").save(path)
     assert_equal(RunRecord.load(path), record)
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_write_whole_leaves_no_part(tmp_path):
-    write_whole(tmp_path / "a" / "b", b"old")
-    write_whole(tmp_path / "a" / "b", b"new")
-    assert (tmp_path / "a" / "b").read_bytes() == b"new"
-    with pytest.raises(OSError, match="directory"):
-        write_whole(tmp_path / "a", b"new")  # a folder is in the place of the file
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]

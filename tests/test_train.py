@@ -14,6 +14,7 @@ from fmnlib import InputError, RunConfig
 from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import Paused
 from fmnlib.data import load
+from fmnlib.files import Batch
 from fmnlib.parallel import ALONE
 from fmnlib.record import LOSS_EDGES
 from fmnlib.schedule import learning_rate
@@ -65,13 +66,15 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, mon
     config = dataclasses.replace(SMALL, **changes)
     whole = run(config, tmp_path / "whole")
 
-    def die(path, *_):
+    write = Batch.write
+
+    def die(batch, path, content):
         if path.name == "epoch_0002.safetensors":
             raise KeyboardInterrupt
-        save_tensors(path, *_)
+        write(batch, path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fmnlib.train.save_tensors", die)
+        patch.setattr(Batch, "write", die)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "record.npz").exists()

@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+__all__ = ["Batch", "write_whole"]
+
+
+class Batch:
+    """Files that are written now and take their places later, in order, when the disk holds them.
+
+    A reader sees the old files or the new ones, never half of one, and a file is never seen before
+    those that were given before it. Writing computes; settling waits for the disk, which can be
+    left to another thread.
+
+    >>> import tempfile
+    >>> folder, batch = Path(tempfile.mkdtemp()), Batch()
+    >>> batch.write(folder / "new", b"content")
+    >>> (folder / "new").exists()
+    False
+    >>> batch.settle()
+    >>> (folder / "new").read_bytes()
+    b'content'
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, Path | None]] = []
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write what is to become a file; where that fails, the whole batch is dropped.
+
+        Raises:
+            OSError: If the disk is full, say.
+        """
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._waiting.append((part, path))
+            part.write_bytes(content)
+        except BaseException:
+            self._drop()
+            raise
+
+    def changed(self, path: Path) -> None:
+        """Have the disk hold what was written into a file in place, too."""
+        self._waiting.append((path, None))
+
+    def settle(self) -> None:
+        """Wait for the disk, and put every file in its place."""
+        try:
+            for written, path in self._waiting:
+                with written.open("r+b") as file:
+                    os.fsync(file.fileno())
+                if path is not None:
+                    written.replace(path)
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        for written, path in self._waiting:
+            if path is not None:
+                written.unlink(missing_ok=True)
+        self._waiting.clear()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
+    batch = Batch()
+    batch.write(path, content)
+    batch.settle()
