@@ -50,8 +50,6 @@ SMALL = {
         "windows": [0, 1],
         "kept": [0.4, 1.0],
         "val_sizes": [20],
-        "train_on": 160,
-        "held_out": 40,
         "seeds": [0],
         "splits": [0],
     },
