@@ -18,11 +18,11 @@ from benchmarks.cases import WARM_UP, Case, affordable, cases, load
 from benchmarks.machine import Machine, disk_rate, wait, work
 from benchmarks.measure import Row, Spread
 from fmnlib import RunConfig
-from fmnlib.dataset import DataSet
-from fmnlib.parallel import World
-from fmnlib.schedule import learning_rate
-from fmnlib.step import Parts, Step, make_optimizer
-from fmnlib.train import build_model, predict, train
+from fmnlib.training.dataset import DataSet
+from fmnlib.training.parallel import World
+from fmnlib.training.schedule import learning_rate
+from fmnlib.training.step import Parts, Step, make_optimizer
+from fmnlib.training.train import build_model, predict, train
 
 __all__ = ["better_workers", "epoch_seconds", "recording", "side_by_side", "throughput"]
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fmnlib import RunConfig
-from fmnlib.dataset import DataSet
-from fmnlib.train import build_model
+from fmnlib.training.dataset import DataSet
+from fmnlib.training.train import build_model
 
 __all__ = ["epochs"]
 

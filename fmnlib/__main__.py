@@ -46,8 +46,8 @@ def train_run(
         max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
-    from fmnlib import runs
-    from fmnlib.train import train
+    from fmnlib.study import runs
+    from fmnlib.training.train import train
 
     deadline = time.monotonic() + 60 * max_minutes
     record = train(config, runs.folder(config), device=device, deadline=deadline)
@@ -84,7 +84,7 @@ def distill_run(
         max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
-    from fmnlib.distill import distill, members_of, student_config
+    from fmnlib.training.distill import distill, members_of, student_config
 
     place, record = find_folder(run), load(run)
     if place is None or record.config is None:
@@ -115,7 +115,7 @@ def list_runs(*, as_json: Json = False) -> None:
     Args:
         as_json: Print JSON.
     """
-    from fmnlib import runs
+    from fmnlib.study import runs
 
     rows = runs.listing()
     if as_json:
@@ -150,7 +150,7 @@ def grid_of_runs(
         device: cpu, cuda, or auto for a GPU if there is one.
         as_json: Print JSON.
     """
-    from fmnlib import grid
+    from fmnlib.study import grid
 
     cells = grid.cells(name)
     try:
@@ -177,7 +177,7 @@ def book(*, cached: bool = False, update: bool = False, as_json: Json = False) -
         update: Train anew and bring the committed records, outputs and numbers up to date.
         as_json: Print JSON.
     """
-    from fmnlib.book import build
+    from fmnlib.study.book import build
 
     page = str(build(cached=cached, update=update))
     print(json.dumps({"page": page}) if as_json else page)
@@ -191,7 +191,7 @@ def download(dataset: str, *, as_json: Json = False) -> None:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
         as_json: Print JSON.
     """
-    from fmnlib import sources
+    from fmnlib.training import sources
 
     folder = str(sources.download(dataset))
     print(json.dumps({"folder": folder}) if as_json else folder)

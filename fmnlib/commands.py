@@ -12,13 +12,13 @@ from cyclopts import Parameter
 
 from fmnlib import scores
 from fmnlib.config import InputError
-from fmnlib.external import Files, fuse_files
 from fmnlib.files import write_whole
 from fmnlib.gains import gains, in_rows, picks
 from fmnlib.intervals import Interval
+from fmnlib.outside.external import Files, fuse_files
+from fmnlib.outside.tracker import is_tracked, load_tracked
 from fmnlib.record import RunRecord
 from fmnlib.search import knowledge_fusion
-from fmnlib.tracker import is_tracked, load_tracked
 
 __all__ = ["Json", "facts", "find_folder", "fuse", "load", "score", "show"]
 
@@ -45,7 +45,7 @@ def score(run: str, *, split: int = 0, html: Path | None = None, as_json: Json =
     record = load(run)
     found = diagnose(record, split=split)
     if html is not None:
-        from fmnlib.report import page
+        from fmnlib.study.report import page
 
         val = record.split(split)[0] if record.half == "all" else record
         fusion = None if val.probs is None else knowledge_fusion(val, window=_window(val))
@@ -121,7 +121,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
 
 def find_folder(run: str) -> Path | None:
     """The folder of a run or of a Tracker; None for a record's file."""
-    from fmnlib import runs
+    from fmnlib.study import runs
 
     if run.endswith(".npz"):
         return None

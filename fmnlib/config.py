@@ -188,7 +188,7 @@ class RunConfig:
 
     @property
     def setting(self) -> str:
-        """The noise in short: clean, sym40, asym20, human or matrix."""
+        """The noise in short, one of clean, sym40, asym20, human or matrix."""
         kind, rate = self.noise.partition(":")[0], round(100 * self.noise_rate)
         short = {"none": "clean", "symmetric": f"sym{rate}", "asymmetric": f"asym{rate}"}
         return short.get(kind, kind)

@@ -65,7 +65,7 @@ class Diagnosis:
 
     @property
     def overfits(self) -> bool:
-        """Local overfitting: more is forgotten than guessing explains, at the level of 0.05."""
+        """Whether more is forgotten than guessing explains, at the level of 0.05."""
         return self.p_value < LEVEL
 
     @property

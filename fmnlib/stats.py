@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Summary = dict[str, dict[str, dict[str, float]]]
-"""{setting: {method: {"mean", "sem", "n"}}}, accuracies in percent."""
+"""Of each setting and method `mean`, `sem` and `n`; accuracies in percent."""
 
 
 def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

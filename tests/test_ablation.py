@@ -1,4 +1,4 @@
-"""fmnlib.ablation, fmnlib.views and the parts of a data set: what the ablations rest on."""
+"""Ways of choosing, several views, parts of a data set: what the ablations rest on."""
 
 import dataclasses
 
@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, RunRecord, ablation, data, runs
-from fmnlib.checkpoint import load_tensors
-from fmnlib.distill import load_network, members_of
+from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.fusion import accuracy, early_stopping, fuse, single, uniform
 from fmnlib.stats import calibration_error, nll
-from fmnlib.train import checkpoint_path
-from fmnlib.views import half_shifts
+from fmnlib.study import ablation, runs
+from fmnlib.training import data
+from fmnlib.training.checkpoint import load_tensors
+from fmnlib.training.distill import load_network, members_of
+from fmnlib.training.train import checkpoint_path
+from fmnlib.training.views import half_shifts
 
 TINY = RunConfig(model="mlp", width=0.2, epochs=2, train_samples=120, eval_samples=200)
 

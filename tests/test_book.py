@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from fmnlib import InputError, book
-from fmnlib.publish import collect, publish
+from fmnlib import InputError
 from fmnlib.record import RunRecord
+from fmnlib.study import book
+from fmnlib.study.publish import collect, publish
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -127,9 +128,9 @@ def test_the_papers_are_cited_alike_everywhere():
 
 def test_every_module_is_in_the_reference():
     pages = "".join(path.read_text() for path in (ROOT / "book").glob("api*.md"))
-    shown = re.findall(r"automodule:: fmnlib\.(\w+)", pages)
-    modules = {path.stem for path in (ROOT / "fmnlib").glob("*.py")} - {"__init__", "__main__"}
-    assert sorted(shown) == sorted(modules)
+    shown = re.findall(r"automodule:: fmnlib\.([\w.]+)", pages)
+    files = [path.relative_to(ROOT / "fmnlib") for path in (ROOT / "fmnlib").rglob("[a-z]*.py")]
+    assert sorted(shown) == sorted(".".join(file.with_suffix("").parts) for file in files)
 
 
 def test_every_claim_names_numbers_that_exist():

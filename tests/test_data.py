@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fmnlib import InputError, RunConfig
-from fmnlib.data import confused_with, load
+from fmnlib.training.data import confused_with, load
 
 
 def reference_crop(image, row, column, mirror, pad):

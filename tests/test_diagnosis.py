@@ -10,9 +10,9 @@ from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
 from fmnlib.diagnosis import diagnose
 from fmnlib.fusion import fuse, right_samples
-from fmnlib.report import page
+from fmnlib.outside.tracker import Tracker
 from fmnlib.search import knowledge_fusion
-from fmnlib.tracker import Tracker
+from fmnlib.study.report import page
 
 
 def record_of(predicted, labels, classes, sure=0.9):

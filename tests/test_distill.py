@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fmnlib import InputError, RunConfig, runs
-from fmnlib.checkpoint import checkpoint_path, load_tensors
-from fmnlib.data import load
-from fmnlib.distill import (
+from fmnlib import InputError, RunConfig
+from fmnlib.fusion import Fusion
+from fmnlib.search import knowledge_fusion
+from fmnlib.study import runs
+from fmnlib.training.checkpoint import checkpoint_path, load_tensors
+from fmnlib.training.data import load
+from fmnlib.training.distill import (
     _bank,
     _criterion,
     average,
@@ -17,10 +20,8 @@ from fmnlib.distill import (
     members_of,
     student_config,
 )
-from fmnlib.fusion import Fusion
-from fmnlib.models import average_weights
-from fmnlib.search import knowledge_fusion
-from fmnlib.train import predict, train
+from fmnlib.training.models import average_weights
+from fmnlib.training.train import predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=200, epochs=4)
 

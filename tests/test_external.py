@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.checkpoints import find_checkpoints, fit, maker, read_state, write_state
-from fmnlib.pictures import View, read_pictures
+from fmnlib.outside.checkpoints import find_checkpoints, fit, maker, read_state, write_state
+from fmnlib.outside.pictures import View, read_pictures
 from fmnlib.search import knowledge_fusion
 
 NET = """

@@ -1,4 +1,4 @@
-"""fmnlib.features: the last layer, given the features, says what the network says."""
+"""fmnlib.training.features: the last layer, given the features, says what the network says."""
 
 import dataclasses
 
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, runs
-from fmnlib.data import load
-from fmnlib.distill import Member, load_network
-from fmnlib.features import learned_features, pixels, predict_truncated
+from fmnlib import InputError, RunConfig
+from fmnlib.study import runs
 from fmnlib.theory import truncated_predictions
-from fmnlib.train import build_model, predict
+from fmnlib.training.data import load
+from fmnlib.training.distill import Member, load_network
+from fmnlib.training.features import learned_features, pixels, predict_truncated
+from fmnlib.training.train import build_model, predict
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=100, epochs=2)
 

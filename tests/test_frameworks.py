@@ -20,10 +20,11 @@ from transformers import (
     Trainer as HFTrainer,
 )
 
-from fmnlib import fusion, huggingface, lightning
-from fmnlib.checkpoints import fit, read_state
+from fmnlib import fusion
 from fmnlib.config import InputError
 from fmnlib.diagnosis import diagnose
+from fmnlib.outside import huggingface, lightning
+from fmnlib.outside.checkpoints import fit, read_state
 from fmnlib.search import knowledge_fusion
 
 

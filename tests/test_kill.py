@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from fmnlib import InputError, RunConfig, RunRecord
-from fmnlib.checkpoint import load_tensors
 from fmnlib.config import Paused
-from fmnlib.data import load
-from fmnlib.state import newest, restore
-from fmnlib.step import Parts, make_optimizer
-from fmnlib.train import build_model, train
+from fmnlib.training.checkpoint import load_tensors
+from fmnlib.training.data import load
+from fmnlib.training.state import newest, restore
+from fmnlib.training.step import Parts, make_optimizer
+from fmnlib.training.train import build_model, train
 
 # Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
 CONFIG = RunConfig(
@@ -33,7 +33,7 @@ CONFIG = RunConfig(
 )
 # A server that has loaded torch and computed nothing: its children are real processes, at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fmnlib.train"])
+CONTEXT.set_forkserver_preload(["fmnlib.training.train"])
 
 
 def begin(config, folder, limit=None):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fmnlib import InputError
-from fmnlib.models import average_weights, build, mix_probs, reestimate_batchnorm
+from fmnlib.training.models import average_weights, build, mix_probs, reestimate_batchnorm
 
 
 @pytest.mark.parametrize(

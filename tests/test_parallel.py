@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmnlib import RunConfig, RunRecord
-from fmnlib.train import train
+from fmnlib.training.train import train
 
 
 def flags(config, changed):

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from fmnlib import InputError
-from fmnlib.book import headline, readme_with
-from fmnlib.plots import METHODS
-from fmnlib.publish import collect
+from fmnlib.study.book import headline, readme_with
+from fmnlib.study.plots import METHODS
+from fmnlib.study.publish import collect
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,6 +22,7 @@ SUMMARY = json.loads((ROOT / "results" / "summary.json").read_text())
 
 # Who may import whom, and what from outside: the table in CONTRIBUTING.md.
 OURS = {
+    # fmnlib/
     "config": "",
     "files": "",
     "record": "config files",
@@ -35,11 +36,13 @@ OURS = {
     "search": "config fusion record scores shares",
     "selection": "config fusion record",
     "stats": "config record",
-    "ablation": "config fusion noise record scores shares stats",
-    "plots": "",
-    "plots_ablation": "plots",
-    "plots_theory": "plots",
-    "publish": "record stats",
+    "intervals": "",
+    "gains": "fusion intervals record",
+    "diagnosis": "fusion intervals record scores search",
+    "commands": (
+        "config diagnosis external files gains intervals record report runs scores search tracker"
+    ),
+    # fmnlib/training/
     "models": "config",
     "reader": "config",
     "streamed": "config reader",
@@ -49,32 +52,38 @@ OURS = {
     "dataset": "augment streamed",
     "sources": "config plane",
     "data": "config dataset noise sources streamed",
-    "checkpoint": "config files record",
+    "checkpoint": "config files",
     "schedule": "config",
     "background": "",
     "parallel": "config",
     "recorder": "config dataset files record",
+    "folder": "config files parallel record",
     "step": "config dataset models parallel regularize",
     "state": "checkpoint config files step",
     "train": (
-        "background checkpoint config data dataset files models parallel record recorder "
-        "schedule state step"
+        "background checkpoint config data dataset files folder models parallel record "
+        "recorder schedule state step"
     ),
     "distill": (
-        "augment checkpoint config data dataset fusion models parallel record recorder step train"
+        "augment checkpoint config data dataset folder fusion models parallel record "
+        "recorder step train"
     ),
-    "views": "config data distill record recorder train",
-    "features": "config data dataset distill record recorder theory train",
+    "views": "config data distill folder record recorder train",
+    "features": "config data dataset distill folder record recorder theory train",
+    # fmnlib/study/
+    "ablation": "config fusion noise record scores shares stats",
+    "plots": "",
+    "plots_ablation": "plots",
+    "plots_theory": "plots",
+    "publish": "record stats",
     "runs": "config distill features fusion record sources train views",
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
     "grid": "compare config files protocols record runs search students",
     "book": "config files plots publish record runs stats",
-    "intervals": "",
-    "gains": "fusion intervals record",
-    "diagnosis": "fusion intervals record scores search",
     "report": "diagnosis fusion plots record scores",
+    # fmnlib/outside/
     "tracker": "checkpoint config files record",
     "watch": "config tracker",
     "lightning": "record tracker watch",
@@ -83,9 +92,6 @@ OURS = {
     "checkpoints": "config files models pictures record",
     "shipping": "checkpoints fusion models pictures",
     "external": "checkpoints config files fusion gains pictures record shipping train",
-    "commands": (
-        "config diagnosis external files gains intervals record report runs scores search tracker"
-    ),
 }
 NO_TORCH = (
     "config files record noise scores theory overlap plane shares fusion search selection stats "
@@ -93,21 +99,31 @@ NO_TORCH = (
 ).split()
 
 
+FILES = {path.stem: path for path in (ROOT / "fmnlib").rglob("[a-z]*.py")}
+LAYERS = ["fmnlib", "training", "study", "outside"]  # each may import from those before it
+
+
 def imports(module):
     """The modules of fmnlib that a module imports, wherever in it."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / "fmnlib" / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fmnlib"):
-            inside = node.module.partition(".")[2]
-            names |= {inside} if inside else {alias.name for alias in node.names}
+            last = node.module.rpartition(".")[2]
+            names |= {alias.name for alias in node.names} if last in LAYERS else {last}
         elif isinstance(node, ast.Import):
-            names |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("fmnlib.")}
+            names |= {a.name.rpartition(".")[2] for a in node.names if a.name.startswith("fmnlib")}
     return names
 
 
 def test_every_module_has_its_row():
-    modules = {path.stem for path in (ROOT / "fmnlib").glob("*.py")} - {"__init__", "__main__"}
-    assert modules == set(OURS)
+    assert set(OURS) == set(FILES)
+    assert len(FILES) == len(list((ROOT / "fmnlib").rglob("[a-z]*.py")))  # names are unique
+
+
+@pytest.mark.parametrize("module", sorted(set(OURS) - {"commands"}))
+def test_layers_import_downwards(module):
+    layer = LAYERS.index(FILES[module].parent.name)
+    assert all(LAYERS.index(FILES[name].parent.name) <= layer for name in imports(module))
 
 
 @pytest.mark.parametrize("module", OURS)
@@ -115,15 +131,19 @@ def test_modules_import_what_their_row_lists(module):
     assert imports(module) <= set(OURS[module].split())
 
 
+def dotted(module):
+    return ".".join(FILES[module].relative_to(ROOT).with_suffix("").parts)
+
+
 def test_arrays_need_no_torch_and_the_package_no_matplotlib():
     script = "import sys\nimport fmnlib\nassert 'matplotlib' not in sys.modules\n"
-    script += "".join(f"import fmnlib.{module}\n" for module in NO_TORCH)
+    script += "".join(f"import {dotted(module)}\n" for module in NO_TORCH)
     script += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_modules_stay_short():
-    for path in (ROOT / "fmnlib").glob("*.py"):
+    for path in (ROOT / "fmnlib").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 300, path.name
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, RunRecord, fusion, runs
-from fmnlib.checkpoint import checkpoint_path, load_tensors
-from fmnlib.compare import independent_members
-from fmnlib.data import load
-from fmnlib.protocols import compare_protocols, ema, fge, snapshot, swa
-from fmnlib.schedule import learning_rate
+from fmnlib import InputError, RunConfig, RunRecord, fusion
 from fmnlib.search import knowledge_fusion
-from fmnlib.students import compare_students, student_of_finals, try_losses
-from fmnlib.train import build_model
+from fmnlib.study import runs
+from fmnlib.study.compare import independent_members
+from fmnlib.study.protocols import compare_protocols, ema, fge, snapshot, swa
+from fmnlib.study.students import compare_students, student_of_finals, try_losses
+from fmnlib.training.checkpoint import checkpoint_path, load_tensors
+from fmnlib.training.data import load
+from fmnlib.training.schedule import learning_rate
+from fmnlib.training.train import build_model
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=100, eval_samples=200, epochs=8)
 

@@ -6,7 +6,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from fmnlib import InputError, RunConfig
-from fmnlib.recipes import read, scaled
+from fmnlib.training.recipes import read, scaled
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 TEXT = (FOLDER / "README.md").read_text()

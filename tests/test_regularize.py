@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fmnlib.config import RunConfig
-from fmnlib.data import load
-from fmnlib.regularize import cutmix_box, mix, parameter_groups
+from fmnlib.training.data import load
+from fmnlib.training.regularize import cutmix_box, mix, parameter_groups
 
 
 def batch(count=6, side=8):

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from fmnlib import InputError
-from fmnlib.streamed import AUGMENTS, MEAN, STD, open_folder
+from fmnlib.training.streamed import AUGMENTS, MEAN, STD, open_folder
 
 CLASSES = ("china", "digit", "flower")
 
@@ -205,7 +205,8 @@ def test_a_damaged_image_is_told_in_one_line(root, tmp_path, workers, damage):
 def test_workers_that_cannot_start_are_told_in_one_line(root):
     """A script that is read from standard input cannot be read again by a worker."""
     script = (
-        "import torch\nfrom pathlib import Path\nfrom fmnlib.streamed import open_folder\n"
+        "import torch\nfrom pathlib import Path\n"
+        "from fmnlib.training.streamed import open_folder\n"
         f"data = open_folder(Path({str(root)!r}), size=32, workers=1)\n"
         "next(data.views([torch.tensor([0])], 'none', 0))"
     )

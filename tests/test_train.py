@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from fmnlib import InputError, RunConfig
-from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import Paused
-from fmnlib.data import load
 from fmnlib.files import Batch
-from fmnlib.parallel import ALONE
 from fmnlib.record import LOSS_EDGES
-from fmnlib.schedule import learning_rate
-from fmnlib.step import Parts, Step, make_optimizer
-from fmnlib.train import build_model, predict, train
+from fmnlib.training.checkpoint import checkpoint_path, load_tensors, save_tensors
+from fmnlib.training.data import load
+from fmnlib.training.parallel import ALONE
+from fmnlib.training.schedule import learning_rate
+from fmnlib.training.step import Parts, Step, make_optimizer
+from fmnlib.training.train import build_model, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
 
@@ -85,7 +85,8 @@ def training_process(config, folder):
     """A process of its own that trains a run, with one thread: their number changes rounding."""
     script = (
         "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from fmnlib import RunConfig; from fmnlib.train import train\n"
+        "from pathlib import Path; from fmnlib import RunConfig\n"
+        "from fmnlib.training.train import train\n"
         f"config = RunConfig.from_dict({dataclasses.asdict(config)!r})\n"
         f"train(config, Path({str(folder)!r}), device='cpu', progress=False)"
     )

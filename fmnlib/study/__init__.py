@@ -1,0 +1,1 @@
+"""Many runs: compared, drawn, and made into the book."""

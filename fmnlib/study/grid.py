@@ -1,0 +1,190 @@
+"""A grid of runs worked through in order of importance, in as many sittings as it takes."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fmnlib.config import InputError, RunConfig
+from fmnlib.files import write_whole
+from fmnlib.record import RunRecord
+from fmnlib.search import knowledge_fusion
+from fmnlib.study import runs
+from fmnlib.study.compare import compare, independent_members
+from fmnlib.study.protocols import compare_protocols, protocol_jobs
+from fmnlib.study.runs import Job
+from fmnlib.study.students import compare_students, student_of_finals
+
+__all__ = ["GRIDS", "Cell", "cells", "publish", "status", "work"]
+
+SPLIT = 0
+"""The halves of the one split that is used; the seeds give the uncertainty."""
+MEMBERS = 3
+"""Networks of an independent ensemble."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid, and what is made from it and beside it.
+
+    Attributes:
+        config: The run.
+        wider: Make what the papers' Table 3 and the students of other teachers need, too.
+    """
+
+    config: RunConfig
+    wider: bool = False
+
+
+_SYMMETRIC_40 = {"noise": "symmetric", "noise_rate": 0.4}
+_SYMMETRIC_20 = {"noise": "symmetric", "noise_rate": 0.2}
+_ASYMMETRIC_40 = {"noise": "asymmetric", "noise_rate": 0.4}
+_ASYMMETRIC_20 = {"noise": "asymmetric", "noise_rate": 0.2}
+_SMALL = {"train_samples": 10_000, "eval_samples": 5_000, "precision": "bfloat16"}
+
+# For each grid its profile, and what its cells change, most telling first.
+GRIDS: dict[str, tuple[str, list[dict[str, Any]], bool]] = {
+    "paper": (
+        "paper",
+        [_SYMMETRIC_40, {}, _ASYMMETRIC_40, _SYMMETRIC_20, _ASYMMETRIC_20, {"noise": "human"}],
+        True,
+    ),
+    "cpu": (
+        "standard",
+        [
+            _SYMMETRIC_40 | _SMALL | {"model": "convnet", "width": 2.0},
+            _SYMMETRIC_40 | _SMALL | {"dataset": "cifar100", "epochs": 30},
+        ],
+        False,
+    ),
+}
+
+
+def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
+    """The cells of a grid, most telling first.
+
+    >>> [cell.config.setting for cell in cells("paper", seeds=[0])]
+    ['sym40', 'clean', 'asym40', 'sym20', 'asym20', 'human', 'sym40', 'clean', 'asym40']
+    """
+    if grid not in GRIDS:
+        raise InputError(f"grid is {grid!r}; choose one of {', '.join(GRIDS)}")
+    profile, changes, wider = GRIDS[grid]
+    every = [RunConfig.of_profile(profile, **c, seed=seed) for c in changes for seed in seeds]
+    first = [Cell(config) for config in every]
+    more = every[: 3 * len(seeds)] if wider else []
+    return first + [Cell(config, wider=True) for config in more]
+
+
+def work(
+    every: Sequence[Cell],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    deadline: float = math.inf,
+) -> None:
+    """Make what is missing, in order; runs that were stopped go on.
+
+    Args:
+        every: The cells, most telling first.
+        device: As in `fmnlib.training.train.train`.
+        workers: Runs at a time, as in `fmnlib.study.runs.obtain`.
+        deadline: As in `fmnlib.training.train.train`.
+
+    Raises:
+        Paused: If something is left to make for the deadline.
+    """
+    runs.make_all(
+        lambda: [job for _, job in _named(every) if job and not runs.complete(job.config)],
+        device=device,
+        workers=workers,
+        deadline=deadline,
+    )
+
+
+def status(every: Sequence[Cell]) -> list[dict[str, str | float]]:
+    """One row for each network of a grid: what it is for, its state, the seconds it took."""
+    rows = []
+    for name, job in _named(every):
+        row: dict[str, str | float] = {"network": name, "state": "left"}
+        if job and runs.complete(job.config):
+            record = RunRecord.load(runs.folder(job.config))
+            row |= {"state": "done", "seconds": float(record.provenance["seconds"])}
+        elif job and _held(runs.folder(job.config)):
+            row["state"] = "running"
+        elif job and runs.folder(job.config).exists():
+            row["state"] = "begun"
+        rows.append(row)
+    return rows
+
+
+def publish(every: Sequence[Cell], target: Path) -> int:
+    """Write the scores and the light records of the cells that are complete; return their number.
+
+    Args:
+        every: The cells.
+        target: Folder for `results.json` and `records/`.
+    """
+    whole = [cell for cell in every if _whole(cell)]
+    results = []
+    for cell in whole:
+        chosen: dict[str, Any] = {"splits": (SPLIT,), "fresh": True}
+        name = f"{cell.config.dataset}-{cell.config.model}"
+        if cell.wider:
+            results += compare_protocols([cell.config], item=name, **chosen)
+            results += compare_students([cell.config], item=name, members=MEMBERS, **chosen)
+        else:
+            results += compare([cell.config], item=name, members=MEMBERS, **chosen)
+            record = RunRecord.load(runs.folder(cell.config))
+            record.save(target / "records" / f"{cell.config.id}.npz", light=True)
+    about = [dict(RunRecord.load(runs.folder(cell.config)).provenance) for cell in whole]
+    content = {"results": [dataclasses.asdict(r) for r in results], "provenance": about}
+    write_whole(target / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+    return len(whole)
+
+
+def _whole(cell: Cell) -> bool:
+    return all(job is not None and runs.complete(job.config) for _, job in _jobs(cell))
+
+
+def _named(every: Sequence[Cell]) -> Iterator[tuple[str, Job | None]]:
+    for cell in every:
+        config = cell.config
+        where = f"{config.dataset} {config.model} {config.setting} seed {config.seed}"
+        for what, job in _jobs(cell):
+            yield f"{where}, {what}", job
+
+
+def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
+    """The networks of a cell; None for those that only the complete run can name."""
+    run = cell.config
+    crowd = independent_members(run, MEMBERS)
+    if cell.wider:
+        yield from protocol_jobs(run)
+        yield "student of the final network", student_of_finals("single", crowd[:1])
+        yield "student of the independent networks", student_of_finals("independent", crowd)
+        return
+    yield "run", Job(run)
+    if runs.complete(run):
+        kf = knowledge_fusion(RunRecord.load(runs.folder(run)).split(SPLIT)[0])
+        yield "Distilled KF", runs.student(run, "kf", kf)
+        yield "Averaged KF", runs.averaged(run, "kf", kf)
+    else:
+        yield "Distilled KF", None
+        yield "Averaged KF", None
+    for number, config in enumerate(crowd[1:], 2):
+        yield f"independent network {number}", Job(config)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process holds a run's folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -1,0 +1,1 @@
+"""Networks, data, and the loop that trains, records and distils them."""
