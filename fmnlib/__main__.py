@@ -144,7 +144,8 @@ def grid_of_runs(
     Args:
         name: paper (CIFAR-100, ResNet-18: the papers' tables) or cpu (what two cores can do).
         status: Only say what is done, running and left.
-        out: Write scores and light records of the complete cells into this folder.
+        out: Write scores and light records of the complete cells into this folder; cells that it
+            holds already are not trained again.
         max_minutes: Stop after the last epoch that ends within this time.
         workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
         device: cpu, cuda, or auto for a GPU if there is one.
@@ -153,19 +154,21 @@ def grid_of_runs(
     from fmnlib.study import grid
 
     cells = grid.cells(name)
+    there = grid.published(out) if out is not None else {}
     try:
         if not status:
+            left = [cell for cell in cells if cell.id not in there]
             deadline = time.monotonic() + 60 * max_minutes
-            grid.work(cells, device=device, workers=workers, deadline=deadline)
+            grid.work(left, device=device, workers=workers, deadline=deadline)
     finally:
-        rows = grid.status(cells)
+        rows = grid.status(cells, there)
         if out is not None:
             grid.publish(cells, out)
         if as_json:
             print(json.dumps(rows))
         for row in [] if as_json else rows:
             took = f"{row['seconds']:8.0f} s" if "seconds" in row else ""
-            print(f"{row['network']:<64} {row['state']:<8}{took}")
+            print(f"{row['network']:<64} {row['state']:<10}{took}")
 
 
 @app.command

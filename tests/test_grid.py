@@ -7,7 +7,7 @@ from fmnlib.__main__ import app
 from fmnlib.config import Paused
 from fmnlib.record import Result, RunRecord
 from fmnlib.study import grid, runs
-from fmnlib.study.grid import cells, publish, status, work
+from fmnlib.study.grid import cells, publish, published, status, work
 
 TINY = {"epochs": 4, "train_samples": 100, "eval_samples": 100}
 NOISY = {"noise": "symmetric", "noise_rate": 0.4}
@@ -46,17 +46,38 @@ def test_a_grid_goes_on_where_it_was_stopped(tiny, tmp_path):
 def test_scores_and_light_records_are_published(tiny, tmp_path):
     work(tiny, device="cpu", workers=1)
     assert publish(tiny, tmp_path) == 2
-    content = json.loads((tmp_path / "results.json").read_text())
-    results = [Result(**row) for row in content["results"]]
+    content = published(tmp_path)
+    assert list(content) == [cell.id for cell in tiny]
+    results = [Result(**row) for cell in content.values() for row in cell["results"]]
     assert {result.setting for result in results} == {"sym40", "clean"}
     assert {"single", "independent", "kf", "averaged_kf", "distilled_kf"} <= {
         result.method for result in results
     }
-    assert len(content["provenance"]) == 2
+    assert {cell["provenance"]["device"][:3] for cell in content.values()} == {"CPU"}
     for cell in tiny:
         light = RunRecord.load(tmp_path / "records" / f"{cell.config.id}.npz")
         assert light.probs is None
         assert light.predicted.shape == (4, 100)
+
+
+def test_what_another_machine_published_stays_and_is_not_made_again(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(grid, "cells", lambda name: tiny)
+    command = ["grid", "tiny", "--workers", "1", "--device", "cpu", "--json", "--out"]
+    work(tiny[:1], device="cpu", workers=1)
+    assert publish(tiny, tmp_path) == 1
+    elsewhere = published(tmp_path)
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path / "another-machine"))
+    app([*command, str(tmp_path), "--status"], result_action="return_value")
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)]
+    assert states == ["published"] * 5 + ["left"] * 5
+    app([*command, str(tmp_path)], result_action="return_value")
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)]
+    assert states == ["published"] * 5 + ["done"] * 5
+    content = published(tmp_path)
+    assert list(content) == [cell.id for cell in tiny]
+    assert content[tiny[0].id] == elsewhere[tiny[0].id]
 
 
 def test_the_command_says_what_is_left(tiny, capsys, monkeypatch):

@@ -31,8 +31,8 @@ class GridTable(SphinxDirective):
 
         name = f"{self.options['results']}/results.json"
         there = Path(self.env.srcdir, "results", name).exists()
-        content = read(self.env, name) if there else {"results": [], "provenance": []}
-        found = self.summaries(content["results"])
+        content = list(read(self.env, name)["cells"].values()) if there else []
+        found = self.summaries([row for cell in content for row in cell["results"]])
         configs = [cell.config for cell in cells(self.arguments[0]) if not cell.wider]
         wanted = dict.fromkeys((f"{c.dataset}-{c.model}", c.setting) for c in configs)
         scores = [found.get(cell) for cell in wanted]
@@ -50,7 +50,7 @@ class GridTable(SphinxDirective):
         lines += [",".join(["method", *heads])]
         lines += [",".join([f'"{name}"', *row]) for name, row in rows.items()]
         box = nodes.container(classes=["results-table"])
-        lines += [":::", "", self.origin(content["provenance"])]
+        lines += [":::", "", self.origin([cell["provenance"] for cell in content])]
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
         return [box]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fmnlib.study.protocols import compare_protocols, protocol_jobs
 from fmnlib.study.runs import Job
 from fmnlib.study.students import compare_students, student_of_finals
 
-__all__ = ["GRIDS", "Cell", "cells", "publish", "status", "work"]
+__all__ = ["GRIDS", "Cell", "cells", "publish", "published", "status", "work"]
 
 SPLIT = 0
 """The halves of the one split that is used; the seeds give the uncertainty."""
@@ -38,6 +38,11 @@ class Cell:
 
     config: RunConfig
     wider: bool = False
+
+    @property
+    def id(self) -> str:
+        """The cell's name among what is published."""
+        return f"{self.config.id}-wider" if self.wider else self.config.id
 
 
 _SYMMETRIC_40 = {"noise": "symmetric", "noise_rate": 0.4}
@@ -98,64 +103,82 @@ def work(
         Paused: If something is left to make for the deadline.
     """
     runs.make_all(
-        lambda: [job for _, job in _named(every) if job and not runs.complete(job.config)],
+        lambda: [job for _, _, job in _named(every) if job and not runs.complete(job.config)],
         device=device,
         workers=workers,
         deadline=deadline,
     )
 
 
-def status(every: Sequence[Cell]) -> list[dict[str, str | float]]:
-    """One row for each network of a grid: what it is for, its state, the seconds it took."""
+def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
+    """One row for each network of a grid: what it is for, its state, the seconds it took.
+
+    Args:
+        every: The cells.
+        published: Cells that need not be made here any more, by their ids.
+    """
     rows = []
-    for name, job in _named(every):
-        row: dict[str, str | float] = {"network": name, "state": "left"}
+    for cell, name, job in _named(every):
+        state = "published" if cell.id in published else "left"
+        row: dict[str, str | float] = {"network": name, "state": state}
         if job and runs.complete(job.config):
             record = RunRecord.load(runs.folder(job.config))
             row |= {"state": "done", "seconds": float(record.provenance["seconds"])}
-        elif job and _held(runs.folder(job.config)):
-            row["state"] = "running"
-        elif job and runs.folder(job.config).exists():
-            row["state"] = "begun"
+        elif job and state == "left" and runs.folder(job.config).exists():
+            row["state"] = "running" if _held(runs.folder(job.config)) else "begun"
         rows.append(row)
     return rows
 
 
+def published(target: Path) -> dict[str, dict[str, Any]]:
+    """What `publish` wrote, by the ids of the cells; empty where it wrote nothing."""
+    file = target / "results.json"
+    return json.loads(file.read_text())["cells"] if file.exists() else {}
+
+
 def publish(every: Sequence[Cell], target: Path) -> int:
-    """Write the scores and the light records of the cells that are complete; return their number.
+    """Write the scores and the light records of the cells that are complete here.
+
+    Cells that were published before, by another machine perhaps, stay as they are.
 
     Args:
         every: The cells.
         target: Folder for `results.json` and `records/`.
+
+    Returns:
+        The number of cells that are published now.
     """
-    whole = [cell for cell in every if _whole(cell)]
-    results = []
-    for cell in whole:
+    found = published(target)
+    for cell in filter(_whole, every):
         chosen: dict[str, Any] = {"splits": (SPLIT,), "fresh": True}
-        name = f"{cell.config.dataset}-{cell.config.model}"
+        chosen["item"] = f"{cell.config.dataset}-{cell.config.model}"
+        record = RunRecord.load(runs.folder(cell.config))
         if cell.wider:
-            results += compare_protocols([cell.config], item=name, **chosen)
-            results += compare_students([cell.config], item=name, members=MEMBERS, **chosen)
+            results = compare_protocols([cell.config], **chosen)
+            results += compare_students([cell.config], members=MEMBERS, **chosen)
         else:
-            results += compare([cell.config], item=name, members=MEMBERS, **chosen)
-            record = RunRecord.load(runs.folder(cell.config))
+            results = compare([cell.config], members=MEMBERS, **chosen)
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
-    about = [dict(RunRecord.load(runs.folder(cell.config)).provenance) for cell in whole]
-    content = {"results": [dataclasses.asdict(r) for r in results], "provenance": about}
-    write_whole(target / "results.json", (json.dumps(content, indent=1) + "\n").encode())
-    return len(whole)
+        scores = [dataclasses.asdict(result) for result in results]
+        found[cell.id] = {"provenance": dict(record.provenance), "results": scores}
+    order = [cell.id for cell in every]
+    content = {name: found[name] for name in (*order, *(found.keys() - order)) if name in found}
+    write_whole(
+        target / "results.json", (json.dumps({"cells": content}, indent=1) + "\n").encode()
+    )
+    return len(content)
 
 
 def _whole(cell: Cell) -> bool:
     return all(job is not None and runs.complete(job.config) for _, job in _jobs(cell))
 
 
-def _named(every: Sequence[Cell]) -> Iterator[tuple[str, Job | None]]:
+def _named(every: Sequence[Cell]) -> Iterator[tuple[Cell, str, Job | None]]:
     for cell in every:
         config = cell.config
         where = f"{config.dataset} {config.model} {config.setting} seed {config.seed}"
         for what, job in _jobs(cell):
-            yield f"{where}, {what}", job
+            yield cell, f"{where}, {what}", job
 
 
 def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
