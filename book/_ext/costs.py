@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from results import read
 
-HEADS = ("measured", "unit", "this library", "usual script", "gain", "floor")
+HEADS = ("measured", "unit", "this library", "usual script", "gain", "at best")
 RATIOS = ("%", "x a plain run")  # measured against a run of one's own, so no gain over another's
 
 
@@ -65,7 +65,7 @@ def origin(about: dict[str, Any]) -> str:
     )
     return (
         f"Measured on {about['date']} with torch {about['torch']}, commit {about['commit']}, "
-        f"by `make benchmarks`; the floors follow from the rates that it measured, {rates}."
+        f"by `make benchmarks`; what is best follows from the rates that it measured, {rates}."
     )
 
 
