@@ -17,9 +17,18 @@ def flags(config, changed):
         yield from (f"--{name.replace('_', '-')}", str(getattr(config, name)))
 
 
-@pytest.mark.parametrize("model", ["convnet", "mlp"])
-def test_two_processes_leave_the_record_of_one(tmp_path, model):
-    chosen = {"model": model, "epochs": 3, "train_samples": 301, "eval_samples": 75}
+@pytest.mark.parametrize(
+    ("model", "precision", "rounding"),
+    [("convnet", "float32", 1e-3), ("mlp", "float32", 1e-3), ("convnet", "bfloat16", 2e-2)],
+)
+def test_two_processes_leave_the_record_of_one(tmp_path, model, precision, rounding):
+    chosen = {
+        "model": model,
+        "precision": precision,
+        "epochs": 3,
+        "train_samples": 301,
+        "eval_samples": 75,
+    }
     chosen |= {"batch_size": 50, "lr": 0.02, "ema": 0.8, "augment": "crop"}
     chosen |= {"noise": "symmetric", "noise_rate": 0.2}
     config = RunConfig(**chosen)
@@ -33,8 +42,10 @@ def test_two_processes_leave_the_record_of_one(tmp_path, model):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == config.id  # the first process alone speaks
     shared = RunRecord.load(tmp_path / config.id)
-    np.testing.assert_allclose(shared.probs, alone.probs, atol=2e-3)
-    assert (shared.predicted == alone.predicted).mean() > 0.99
+    np.testing.assert_allclose(shared.probs, alone.probs, atol=2 * rounding)
+    assert (shared.predicted == alone.predicted).mean() > 1 - 5 * rounding
     for name in ("train_loss", "train_accuracy", "memorised", "eval_loss", "lr"):
-        np.testing.assert_allclose(shared.curves[name], alone.curves[name], rtol=1e-3)
-    assert np.abs(shared.loss_histogram - alone.loss_histogram).sum() <= 4  # rounding at an edge
+        np.testing.assert_allclose(shared.curves[name], alone.curves[name], rounding, rounding)
+    assert (
+        np.abs(shared.loss_histogram - alone.loss_histogram).sum() <= 4000 * rounding
+    )  # at an edge
