@@ -173,6 +173,14 @@ def test_bad_input_is_told_in_one_line(fmn, tmp_path, words, told):
     assert not list(tmp_path.glob("fused*"))
 
 
+def test_more_images_than_memory_holds_are_told_before_they_are_read(elsewhere):
+    view = View(size=1_000_000, mean=(0.5,), std=(0.5,))
+    with pytest.raises(
+        InputError, match=r"images of .*train take [\d]+ GB, memory is \d+ GB; give"
+    ):
+        read_pictures(elsewhere / "train", view)
+
+
 def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", "fmn fuse digits --network distilled".split())
     with pytest.raises(SystemExit, match="2"):

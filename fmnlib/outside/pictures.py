@@ -1,6 +1,8 @@
 """A folder of labelled images, `CLASS/*`, as a network was trained to see them."""
 
 import dataclasses
+import math
+import os
 from pathlib import Path
 
 import torch
@@ -71,7 +73,8 @@ def read_pictures(folder: Path, view: View) -> Pictures:
     All of it is held in memory: a byte a pixel and channel, 0.15 MB an image of 224 pixels.
 
     Raises:
-        InputError: If the folder holds no images in folders of classes, or a file is damaged.
+        InputError: If the folder holds no images in folders of classes, they are more than memory
+            holds, or a file is damaged.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -80,9 +83,23 @@ def read_pictures(folder: Path, view: View) -> Pictures:
     steps = [v2.Resize(view.shorter, antialias=True), v2.CenterCrop(view.size)]
     try:
         files = ImageFolder(str(folder), v2.Compose([v2.PILToTensor(), colour, *steps]))
-        show = tqdm(range(len(files)), f"reading {folder.name}", unit="image")
-        images = torch.stack([files[i][0] for i in show])
+        images = torch.empty(_shape(folder, len(files), view), dtype=torch.uint8)
+        for i in tqdm(range(len(files)), f"reading {folder.name}", unit="image"):
+            images[i] = files[i][0]
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # no folder, no image; a file that is no image
         reason = str(error).partition("\n")[0]
         raise InputError(f"{folder} must hold CLASS/ folders of images ({reason})") from error
     return Pictures(images, torch.tensor(files.targets), files.classes)
+
+
+def _shape(folder: Path, count: int, view: View) -> tuple[int, ...]:
+    """The shape of so many images, if they are at most half of the machine's memory."""
+    shape = (count, len(view.mean), view.size, view.size)
+    known = hasattr(os, "sysconf")  # not on Windows
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else math.inf
+    if math.prod(shape) > whole / 2:
+        told = f"{count:,} images of {folder} take {math.prod(shape) / 1e9:.0f} GB"
+        raise InputError(f"{told}, memory is {whole / 1e9:.0f} GB; give a folder of fewer")
+    return shape
