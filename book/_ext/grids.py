@@ -1,8 +1,9 @@
 """{grid-table} cpu: what a grid of runs has measured, cell by cell, from results/cpu/results.json.
 
-A cell that no machine has measured says so; the papers' numbers of the same cell stand beside it.
+A cell that no machine has measured has a dash; the papers' numbers of the same cell stand below.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +13,12 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from fmnlib.record import Result
+from fmnlib.stats import paired_difference, summarize
 from results import read, show
 
+NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "resnet8": "ResNet-8"}
+PAIRS = [("kf", "single"), ("distilled_kf", "single"), ("kf", "independent")]
 METHODS = "single early_stopping independent kf averaged_kf distilled_kf".split()
 
 
@@ -32,16 +37,19 @@ class GridTable(SphinxDirective):
         name = f"{self.options['results']}/results.json"
         there = Path(self.env.srcdir, "results", name).exists()
         content = list(read(self.env, name)["cells"].values()) if there else []
-        found = self.summaries([row for cell in content for row in cell["results"]])
+        found = measured(row for cell in content for row in cell["results"])
         configs = [cell.config for cell in cells(self.arguments[0]) if not cell.wider]
         wanted = dict.fromkeys((f"{c.dataset}-{c.model}", c.setting) for c in configs)
-        scores = [found.get(cell) for cell in wanted]
+        scores = [summary(found.get(cell, [])) for cell in wanted]
         several = len({item for item, _ in wanted}) > 1
-        heads = [item.replace("-", " ") if several else setting for item, setting in wanted]
+        heads = [named(item) if several else setting for item, setting in wanted]
         rows = {"training seeds": [f"{s['single']['n']:.0f}" if s else "0" for s in scores]}
         for method in METHODS:
-            row = [show(s[method]) if s else "not measured" for s in scores]
+            row = [show(s[method]) if s else "—" for s in scores]
             rows[LOOKS[method].name] = row
+        for method, baseline in PAIRS:
+            name = f"{LOOKS[method].name} less {LOOKS[baseline].name}"
+            rows[name] = [gain(found.get(cell, []), method, baseline) for cell in wanted]
         for method in ("single", "kf") if "published" in self.options else ():
             row = [self.published(method, setting) for _, setting in wanted]
             rows[f"{LOOKS[method].name}, published"] = row
@@ -54,32 +62,46 @@ class GridTable(SphinxDirective):
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
         return [box]
 
-    def summaries(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
-        from fmnlib.record import Result
-        from fmnlib.stats import summarize
-
-        results = [Result(**row) for row in rows]
-        items = dict.fromkeys(result.item for result in results)
-        by_item = {item: summarize(r for r in results if r.item == item) for item in items}
-        return {
-            (item, s): methods for item, found in by_item.items() for s, methods in found.items()
-        }
-
     def published(self, method: str, setting: str) -> str:
         rows = {row["method"]: row for row in read(self.env, self.options["published"])}
         return rows[method].get(f"c100_{setting}") or "not given"
 
     def origin(self, provenance: list[dict[str, Any]]) -> str:
         if not provenance:
-            return "{.origin}\nNot measured yet; the grid's command makes it."
+            return "{.origin}\nCells with a dash are not measured; the grid's command does it."
         told = {
             key: sorted({str(p[key]) for p in provenance}) for key in ("device", "torch", "commit")
         }
         return (
             f"{{.origin}}\nMeasured on {', '.join(told['device'])} with torch "
             f"{', '.join(told['torch'])}, commit {', '.join(told['commit'])}: "
-            f"{len(provenance)} runs and what is made from them."
+            f"{len(provenance)} runs and what is made from them. A dash: not measured."
         )
+
+
+def measured(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[Result]]:
+    """Scores by data set with network, and by noise."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        found.setdefault((row["item"], row["setting"]), []).append(Result(**row))
+    return found
+
+
+def named(item: str) -> str:
+    return " ".join(NAMES.get(word, word) for word in item.split("-"))
+
+
+def summary(results: list[Result]) -> dict[str, dict[str, float]]:
+    return summarize(results)[results[0].setting] if results else {}
+
+
+def gain(results: list[Result], method: str, baseline: str) -> str:
+    """The mean difference in points, with its interval where there is more than one seed."""
+    if not results:
+        return "—"
+    numbers = paired_difference(results, results[0].setting, method, baseline)
+    mean, low, high = (f"{number:+.1f}".replace("-", "−") for number in numbers)
+    return mean if "nan" in low else f'"{mean} [{low}, {high}]"'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
