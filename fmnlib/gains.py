@@ -29,8 +29,8 @@ def gains(
         others: Which test samples other predictors get right.
 
     Returns:
-        A row a predictor (single, early_stopping, fused, others), as shares of 1: accuracy, gain
-        over the final network, and the ends of its interval (`fmnlib.intervals.gain`).
+        A row a predictor (single, early_stopping, fused, others) with accuracy, gain over the
+        final network, and the ends of its interval (`fmnlib.intervals.gain`), as shares of 1.
     """
     chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
     right = {name: right_samples(fuse(test, f), test.labels) for name, f in chosen.items()}

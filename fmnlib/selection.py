@@ -93,7 +93,7 @@ def em_step(
         likelihood: Probability p_e(n) that each part gives to each sample's label.
 
     Returns:
-        The new weights, and max_e g_e - 1: the most, in nats a sample, that is left to gain.
+        The new weights, and max_e g_e - 1, the most, in nats a sample, that is left to gain.
 
     >>> import numpy as np
     >>> em_step(np.array([0.5, 0.5]), np.array([[0.75], [0.25]]))[0].tolist()

@@ -41,6 +41,9 @@ class Claims(SphinxDirective):
         sums = [text.split() for text in claim["differences"].split(";")]
         found = [(words[0].split(".")[1].partition("_")[0], *self.total(words)) for words in sums]
         pages = sorted({self.page(words[0].split(".")[0]) for words in sums})
+        if len(pages) > 1:  # the same noise, measured twice
+            numbers = [self.page(words[0].split(".")[0])[:2] for words in sums]
+            found = [(f"{s} ({n})", *rest) for (s, *rest), n in zip(found, numbers, strict=True)]
         shown = [f"{s}\u00a0{mean:+.1f}\u00a0±\u00a0{error:.1f}" for s, mean, error in found]
         links = [f"[{page}](/notebooks/{page}.ipynb)" for page in pages]
         told = f"{claim['claim']} ({claim['paper']})"
@@ -66,7 +69,7 @@ def outcome(found: list[tuple[str, float, float]], expects: str) -> str:
     """In words: yes, no, or where which."""
     above = [s for s, mean, error in found if mean > CLEAR * error]
     below = [s for s, mean, error in found if mean < -CLEAR * error]
-    good = [s for s, _, _ in found if s not in below] if expects == "no less" else above
+    good = [s for s, mean, _ in found if mean >= 0] if expects == "no less" else above
     if len(good) == len(found):
         return "**found**"
     parts = [f"found at {', '.join(good)}"] if good else []

@@ -35,9 +35,11 @@ class BenchmarkTable(SphinxDirective):
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     note = f" ({row['note']})" if row["note"] else ""
     usual = spread(row["usual"]) if row["usual"] else ""
-    floor = f"{number(row['floor'])} ({row['bound']})" if row["floor"] else ""
+    ratio = row["unit"] in RATIOS
+    best = row["floor"] and not ratio  # of a ratio of two measurements it says little
+    floor = f"{number(row['floor'])} ({row['bound']})" if best else ""
     measured = f"{row['section']}: {row['what']}{note}"
-    return measured, row["unit"], spread(row["ours"]), usual, gain(row), floor
+    return measured, row["unit"].replace("%", r"\%"), spread(row["ours"]), usual, gain(row), floor
 
 
 def spread(measured: dict[str, float]) -> str:

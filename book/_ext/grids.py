@@ -63,12 +63,16 @@ class GridTable(SphinxDirective):
         return [box]
 
     def published(self, method: str, setting: str) -> str:
-        rows = {row["method"]: row for row in read(self.env, self.options["published"])}
-        return rows[method].get(f"c100_{setting}") or "not given"
+        key = "c100_r18" if setting == "clean" else f"c100_{setting}"
+        for name in self.options["published"].split():
+            rows = {row["method"]: row for row in read(self.env, name)}
+            if number := rows[method].get(key):
+                return str(number)
+        return "—"
 
     def origin(self, provenance: list[dict[str, Any]]) -> str:
         if not provenance:
-            return "{.origin}\nCells with a dash are not measured; the grid's command does it."
+            return "{.origin}\nCells with a dash are not measured here, or not given there."
         told = {
             key: sorted({str(p[key]) for p in provenance}) for key in ("device", "torch", "commit")
         }

@@ -89,7 +89,7 @@ class ResultsTable(SphinxDirective):
     def published(self, name: str) -> tuple[dict[str, dict[str, str]], str]:
         rows = read(self.env, name)
         sources = {row["file"]: row for row in read(self.env, "published/sources.csv")}
-        source = "Quoted: {paper}, {table}, from {quoted_from}; trust {trust}."
+        source = "Quoted: {paper}, {table}, from {quoted_from}; reliability: {trust}."
         source = "{.origin}\n" + source.format(**sources[Path(name).name])
         return {s: {row["method"]: row[s] for row in rows} for s in rows[0]}, source
 

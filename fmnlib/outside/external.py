@@ -72,7 +72,7 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
         split: Seed that draws the halves.
 
     Returns:
-        Named numbers and texts: test accuracies, gains with intervals, picks, files written.
+        Test accuracies, gains with intervals, picks and files written, by name.
 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.

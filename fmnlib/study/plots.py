@@ -10,11 +10,12 @@ import numpy as np
 import seaborn as sns
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 __all__ = [
     "LINES",
     "METHODS",
+    "PERCENT",
     "Look",
     "accuracy_and_retained",
     "against_networks",
@@ -28,6 +29,9 @@ __all__ = [
     "weights",
 ]
 
+
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}%")
+"""Ticks of shares: as many digits as they need."""
 
 LineStyle = str | tuple[int, tuple[int, ...]]
 
@@ -63,7 +67,7 @@ METHODS = {
     "horizontal": Look("Horizontal", PINK, "<"),
     "fixed_jumps": Look("Fixed jumps", PINK, ">"),
     "snapshot": Look("Snapshot", GREEN, "X"),
-    "fge": Look("FGE", GREEN, "d"),
+    "fge": Look("FGE", PINK, "d"),
     "swa": Look("SWA", GREY, "X"),
     "ema": Look("EMA", GREY, "d"),
     "kf_one": Look("KF (i)", BLUE, "^"),
@@ -84,7 +88,7 @@ METHODS = {
 
 def set_theme() -> None:
     """The look of every figure of the book."""
-    rc = {"axes.spines.right": False, "axes.spines.top": False, "figure.dpi": 110}
+    rc = {"axes.spines.right": False, "axes.spines.top": False, "figure.dpi": 180}
     sns.set_theme("notebook", "ticks", rc=rc | {"legend.frameon": False, "savefig.dpi": 150})
 
 
@@ -104,10 +108,9 @@ def accuracy_and_retained(
     ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
     widest = int((mean - kept).argmax())
     inside = (widest, (mean[widest] + kept[widest]) / 2)
-    beside = (0.25 * len(epochs), 0.92 * mean.max())
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    below = (0.25 * len(epochs), 0.5 * kept.min())  # no curve passes there
     arrow = {"arrowstyle": "->", "color": BLACK}
-    ax.annotate("forgotten, $F_e$", inside, beside, arrowprops=arrow, bbox=box)
+    ax.annotate("forgotten, $F_e$", inside, below, arrowprops=arrow)
     return _percent_by_epoch(ax, "share of samples")
 
 
@@ -149,7 +152,7 @@ def share_curve(
     """Validation accuracy against the share of the forgotten epochs in the mix."""
     ax.plot(share, accuracy, color=BLUE, drawstyle="steps-mid")
     ax.axvline(chosen, color=RED, ls="--", label=f"chosen share, {chosen:.2f}")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.set(xlabel="share $\\varepsilon$ of the epochs mixed in", ylabel="validation accuracy")
     ax.legend()
     return ax
@@ -218,7 +221,7 @@ def _band(
 
 
 def _percent_by_epoch(ax: Axes, ylabel: str) -> Axes:
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.autoscale()  # anew, since a second curve may be higher than the first
     ax.set_ylim(bottom=0)
     ax.set(xlabel="epoch", ylabel=ylabel)

@@ -5,9 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
-from fmnlib.study.plots import BLACK, BLUE, GREY, LINES, METHODS, RED, LineStyle, forget_curve
+from fmnlib.study.plots import (
+    BLACK,
+    BLUE,
+    GREY,
+    LINES,
+    METHODS,
+    PERCENT,
+    RED,
+    LineStyle,
+    forget_curve,
+)
 
 __all__ = [
     "against",
@@ -67,7 +76,7 @@ def forget_curves(
     """Forget fraction by epoch of some variants: mean over runs, bands from least to most."""
     for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
         forget_curve(ax, forget, label, color, style)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))  # as many digits as the ticks need
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.set_title(title)
     return ax
 
@@ -92,7 +101,7 @@ def lost_by(
     """
     share = np.bincount(last_correct, minlength=epochs).cumsum() / max(1, len(last_correct))
     ax.step(np.arange(epochs), share, where="post", label=label, color=color, ls=style)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.set(xlabel="epoch", ylabel="forgotten samples lost for good", ylim=(0, 1.02))
     ax.legend()
     return ax
@@ -110,8 +119,8 @@ def plateau(
     ax.plot(shares, test, color=RED, ls="--", label="test half")
     low = min(val.min(), test.min())
     ax.plot(near, np.full(len(near), low), "|", color=BLACK, ms=7)
-    ax.plot([], [], "|", color=BLACK, ms=7, label="within one standard error")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.plot([], [], color=BLACK, lw=6, label="within one standard error")
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.set(xlabel="share of the epochs mixed in", ylabel="accuracy")
     ax.legend()
     return ax

@@ -91,7 +91,7 @@ def order_of_error(
         ax.loglog(scale, error, color=color, ls="", marker=marker, label=name)
     _, scale, error = errors[0]
     guide = error[-1] * (scale / scale[-1]) ** order
-    ax.loglog(scale, guide, color=GREY, ls="--", label=f"slope {order}")
+    ax.loglog(scale, guide, color=GREY, ls="--", label=f"slope {order}".replace("-", "−"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=xlabel, ylabel="largest relative error")
     ax.legend()

@@ -76,7 +76,7 @@ def try_losses(
         fresh: Leave the committed records aside and train.
 
     Returns:
-        Accuracies, from 0 to 1: a list for each loss, in it one number for each run.
+        For each loss a list with the accuracy of each run, from 0 to 1.
     """
     jobs = []
     for config, record in zip(configs, runs.obtain(configs, fresh=fresh), strict=True):
