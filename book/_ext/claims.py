@@ -43,7 +43,9 @@ class Claims(SphinxDirective):
         pages = sorted({self.page(words[0].split(".")[0]) for words in sums})
         if len(pages) > 1:  # the same noise, measured twice
             numbers = [self.page(words[0].split(".")[0])[:2] for words in sums]
-            found = [(f"{s}\u00a0({n})", *rest) for (s, *rest), n in zip(found, numbers, strict=True)]
+            found = [
+                (f"{s}\u00a0({n})", *rest) for (s, *rest), n in zip(found, numbers, strict=True)
+            ]
         shown = [f"{s}\u00a0{mean:+.1f}\u00a0±\u00a0{error:.1f}" for s, mean, error in found]
         links = [f"[{page}](/notebooks/{page}.ipynb)" for page in pages]
         told = f"{claim['claim']} ({claim['paper']})"
