@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from fmnlib import __version__, commands
 from fmnlib.commands import Json, facts, find_folder, load, show
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.fusion import Fusion, accuracy, single
+from fmnlib.record import RunRecord
 from fmnlib.search import knowledge_fusion
 
 __all__ = ["main"]
@@ -22,6 +24,7 @@ app = App(
     name="fmn",
     version=__version__,
     help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
+    suppress_keyboard_interrupt=False,
 )
 Flags = Annotated[RunConfig, Parameter(name="*")]
 _QUICK = RunConfig()
@@ -62,7 +65,7 @@ app.command(commands.fuse)
 def distill_run(
     run: str,
     *,
-    split: int = 0,
+    split: int | None = None,
     temperature: float = RunConfig.temperature,
     soft_share: float = RunConfig.soft_share,
     teacher_views: int = 0,
@@ -76,7 +79,7 @@ def distill_run(
 
     Args:
         run: Folder of a run, or the beginning of its name.
-        split: Seed that draws the halves.
+        split: Seed that draws the halves; that of the fusion where not given.
         temperature: Softens the teacher and the student.
         soft_share: Weight of the teacher's term; the labels' term has the rest.
         teacher_views: Let the teacher score so many views of each augmented image beforehand.
@@ -88,24 +91,36 @@ def distill_run(
 
     place, record = find_folder(run), load(run)
     if place is None or record.config is None:
-        raise InputError(f"{run} has no checkpoints; give the folder of a run")
-    val, test = record.split(split)
-    written = place / "fusion.json"
-    fusion = Fusion.load(written) if written.exists() else knowledge_fusion(val)
+        files = "" if place is None else f" --checkpoints '{place}/checkpoints/*'"
+        way = f"`fmn fuse{files} --network distilled` distils from checkpoints alone"
+        raise InputError(f"{run} has no checkpoints of `fmn train`; {way}")
+    fusion, split = _fusion_of(place, record, split)
+    test = record.split(split)[1]
     members = members_of(record.config, place, fusion)
     config = student_config(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
     config = dataclasses.replace(config, teacher_views=teacher_views)
     deadline = time.monotonic() + 60 * max_minutes
-    folder = place.parent / config.id
-    student = distill(config, members, folder, device=device, deadline=deadline)
+    student = distill(config, members, place.parent / config.id, device=device, deadline=deadline)
     told = {
         "test accuracy, single": accuracy(test, single(test)),
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
     show({"student": config.id} | told | {"split": split}, as_json)
+
+
+def _fusion_of(place: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
+    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
+    written = place / "fusion.json"
+    if not written.exists():
+        return knowledge_fusion(record.split(split or 0)[0]), split or 0
+    fusion = Fusion.load(written)
+    if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
+        told = f"the fusion was chosen on split {fusion.split} and split is {split}"
+        raise InputError(f"{told}; leave out --split, or `fmn fuse --split {split}` first")
+    return fusion, (fusion.split if split is None else split) or 0
 
 
 @app.command(name="runs")
@@ -209,6 +224,8 @@ def main() -> None:
     except (InputError, CycloptsError) as error:
         print("fmn:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, no permission
         print(f"fmn: {error}; what was written stays, the same command goes on", file=sys.stderr)
         sys.exit(1)
@@ -219,7 +236,7 @@ def main() -> None:
         print(f"fmn: the GPU failed ({first}); the same command goes on", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("fmn: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        print("fmn: stopped; the same command again, and a run goes on", file=sys.stderr)
         sys.exit(130)
 
 

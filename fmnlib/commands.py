@@ -1,9 +1,9 @@
 """The commands `fmn score` and `fmn fuse`; how a command reads a run and shows what it found."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from fmnlib import scores
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
+from fmnlib.fusion import Fusion
 from fmnlib.gains import gains, in_rows, picks
 from fmnlib.intervals import Interval
 from fmnlib.outside.external import Files, fuse_files
@@ -20,7 +21,7 @@ from fmnlib.outside.tracker import is_tracked, load_tracked
 from fmnlib.record import RunRecord
 from fmnlib.search import knowledge_fusion
 
-__all__ = ["Json", "facts", "find_folder", "fuse", "load", "score", "show"]
+__all__ = ["Json", "facts", "find_folder", "fuse", "load", "names", "score", "show"]
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -54,8 +55,11 @@ def score(run: str, *, split: int = 0, html: Path | None = None, as_json: Json =
     if as_json:
         print(json.dumps(facts(record) | {"diagnosis": found.summary()}))
         return
-    show(facts(record), as_json)
+    show({f"{name}, all samples": value for name, value in facts(record).items()}, as_json)
     print("", *found.sentences, sep="\n")
+    if files := record.provenance.get("checkpoints"):
+        shown = (found.epoch, found.early_epoch)
+        print(*(f"Epoch {epoch} is {files[epoch]}." for epoch in dict.fromkeys(shown)))
 
 
 def fuse(
@@ -63,7 +67,7 @@ def fuse(
     *,
     files: Annotated[Files, Parameter(name="*")] = _NO_FILES,
     split: int = 0,
-    window: int = 1,
+    window: int | None = None,
     max_picks: int | None = None,
     grid: bool = False,
     as_json: Json = False,
@@ -80,17 +84,23 @@ def fuse(
             file.
         files: Checkpoints from elsewhere, in place of a run.
         split: Seed that draws the halves.
-        window: Epochs averaged on either side of a pick.
+        window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
+            if not given. With few checkpoints 0 may be better.
         max_picks: Stop after so many picks; 1 is the papers' "(i)".
         grid: Choose shares on the papers' grid of 0.01 instead of exactly.
         as_json: Print JSON.
     """
     if bool(run) == bool(files.checkpoints):
-        raise InputError("give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER")
+        files_too = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
+        raise InputError(f"give a run, or {files_too}")
     if run and files != _NO_FILES:
         raise InputError(f"{run!r} is a run; --model, --data and the like go with --checkpoints")
     shares = np.arange(0, 1.005, 0.01) if grid else None
-    search = partial(knowledge_fusion, window=window, max_picks=max_picks, grid=shares)
+
+    def search(val: RunRecord) -> Fusion:
+        wide = _window(val) if window is None else window
+        return knowledge_fusion(val, window=wide, max_picks=max_picks, grid=shares)
+
     if files.checkpoints:
         show(fuse_files(files, search, split) | {"split": split}, as_json)
         return
@@ -99,9 +109,8 @@ def fuse(
     fusion = search(val)
     place = find_folder(run)
     if place is not None:
-        fusion.save(place / "fusion.json")
-    epochs = [f"epoch {epoch}" for epoch in range(record.epochs)]
-    told = in_rows(gains(val, test, fusion)) | picks(fusion, epochs)
+        dataclasses.replace(fusion, split=split).save(place / "fusion.json")
+    told = in_rows(gains(val, test, fusion)) | picks(fusion, names(record))
     show(told | {"networks": fusion.networks, "split": split}, as_json)
 
 
@@ -117,6 +126,12 @@ def facts(record: RunRecord) -> dict[str, Any]:
         "at epoch": worst,
         "learned since": float(scores.learn_fraction(record.correct)[worst]),
     }
+
+
+def names(record: RunRecord) -> list[str]:
+    """What the epochs of a record are called: the files of checkpoints from elsewhere."""
+    files = record.provenance.get("checkpoints", [])
+    return list(files) or [f"epoch {epoch}" for epoch in range(record.epochs)]
 
 
 def find_folder(run: str) -> Path | None:

@@ -48,11 +48,13 @@ class Fusion:
         weights: Weight of each epoch's checkpoint; not negative, of sum 1.
         picks: The chosen (epoch, share) pairs A_i, eps_i in order; empty for fixed ensembles.
         window: Epochs averaged on either side of a pick, w.
+        split: Seed of the halves on one of which it was chosen, where that is known.
     """
 
     weights: Float64[np.ndarray, " epochs"]
     picks: tuple[tuple[int, float], ...] = ()
     window: int = 0
+    split: int | None = None
 
     @property
     def networks(self) -> int:
@@ -70,7 +72,8 @@ class Fusion:
         try:
             fields = json.loads(path.read_text())
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
-            return cls(np.array(fields["weights"], np.float64), picks, int(fields["window"]))
+            weights, split = np.array(fields["weights"], np.float64), fields.get("split")
+            return cls(weights, picks, int(fields["window"]), split)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 

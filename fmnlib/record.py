@@ -117,6 +117,8 @@ class RunRecord:
         Raises:
             InputError: If this is already a half, or the validation half misses a class.
         """
+        if seed < 0:
+            raise InputError(f"the split's seed is {seed}; give 0 or more")
         if self.half != "all":
             raise InputError(f"this record is a {self.half} half already; split the whole record")
         order = np.random.default_rng(seed).permutation(len(self.labels))

@@ -69,6 +69,24 @@ def test_tables_for_people(fmn):
     assert "complete" in fmn("runs")[1]
 
 
+def test_a_student_is_of_the_split_that_its_fusion_was_chosen_on(fmn):
+    fmn("train", *QUICK)
+    fmn("fuse", "digits", "--split", 1)
+    message = told(fmn, "distill", "digits", "--split", 2)
+    assert "the fusion was chosen on split 1 and split is 2; leave out --split" in message
+    code, out, _ = fmn("distill", "digits", "--json")
+    assert code == 0
+    assert json.loads(out)["split"] == 1
+    assert "final accuracy" in fmn("score", "digits")[1]  # the run, not its student
+
+
+def test_who_reads_the_beginning_alone_sees_no_error():
+    command = [sys.executable, "-m", "fmnlib", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_a_record_of_another_framework(fmn, tmp_path):
     probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(5, 90))
     RunRecord.from_arrays(probs, np.arange(90) % 3).save(tmp_path / "mine.npz")

@@ -1,6 +1,7 @@
 """Checkpoints of a training from elsewhere, from files on disk to one network that is shipped."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -157,6 +158,11 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("--data nowhere", "nowhere must hold CLASS/ folders of images"),
         ("--train nowhere", "nowhere must hold CLASS/ folders of images"),
         ("--network distilled", "--network distilled needs --train FOLDER of training images"),
+        ("--train DATA", "a student that is taught on the test half proves nothing"),
+        ("--lr nan", "epochs is 10 and lr is nan; give more than 0"),
+        ("--save-record mine", "save_record is mine; give a name that ends in .npz"),
+        ("--mean 127", "mean is (127.0,); give it for pixels from 0 to 1"),
+        ("--split -1", "the split's seed is -1; give 0 or more"),
         ("--network both", 'Invalid value "both" for --network'),
         ("--output fused.pt", "output is fused.pt; give a name that ends in .safetensors"),
         ("--epochs 0", "epochs is 0 and lr is 0.01; give more than 0"),
@@ -164,8 +170,8 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("digits", "give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER"),
     ],
 )
-def test_bad_input_is_told_in_one_line(fmn, tmp_path, words, told):
-    code, out, err = fmn(words)
+def test_bad_input_is_told_in_one_line(fmn, elsewhere, tmp_path, words, told):
+    code, out, err = fmn(words.replace("DATA", str(elsewhere / "val")))
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]  # progress may stand above it
     assert last.startswith("fmn: ")
@@ -186,6 +192,38 @@ def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "'digits' is a run; --model, --data and the like go with" in capsys.readouterr().err
+
+
+def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
+    for name in ("a", "b"):
+        safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    write_state(tmp_path / "fused.safetensors", {"w": torch.ones(1)})
+    found = find_checkpoints(f"{tmp_path}/*.safetensors")
+    assert [path.name for path in found] == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("import nowhere_at_all", "cannot be imported (ModuleNotFoundError"),
+        ("def build(classes): ...", "it must need no argument"),
+        ("def build(): return 7", "returned a int; return the network"),
+    ],
+)
+def test_a_function_that_makes_no_network_is_told(tmp_path, body, told):
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(InputError, match=re.escape(told)):
+        maker(f"{tmp_path}/mine.py:build", classes=10, view=VIEW)
+
+
+def test_grey_is_the_grey_of_torchvision_on_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        (tmp_path / f"{n}").mkdir()
+        colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(tmp_path / f"{n}" / "0.png")
+    seen = read_pictures(tmp_path, VIEW).images[1, 0].numpy()
+    np.testing.assert_array_equal(seen, np.asarray(Image.fromarray(colours).convert("L")))
 
 
 def test_checkpoints_come_in_the_order_of_training(tmp_path):
@@ -248,13 +286,25 @@ def test_damaged_and_foreign_files_are_told(tmp_path, name):
 
 def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):
     make = maker("torchvision:squeezenet1_1", classes=10, view=View(size=32))
-    for seed in range(3):
-        torch.manual_seed(seed)
-        write_state(tmp_path / f"s{seed}.safetensors", make().state_dict())
-    words = f"--checkpoints {tmp_path}/s*.safetensors --model torchvision:squeezenet1_1"
+    words = f"--checkpoints {tmp_path}/s*.pt --model torchvision:squeezenet1_1"
     words += f" --data {elsewhere}/train"
     words += " --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --resize 0"
-    code, out, _ = fmn(f"{words} --size 32 --json --output x.safetensors")
+    words += " --size 32 --json --output x.safetensors"
+    for seed in range(3):
+        torch.manual_seed(seed)
+        torch.save(make().state_dict(), tmp_path / f"s{seed}.pt")
+    code, _, err = fmn(words)
+    assert code == 2
+    assert "no checkpoint is right more often than guessing" in err.splitlines()[-1]
+    state = make().state_dict()  # says a class, that of the most images
+    state["classifier.1.weight"].zero_()
+    state["classifier.1.bias"][:] = torch.eye(10)[5]
+    torch.save(state, tmp_path / "s3.pt")
+    for n in range(500):
+        place = tmp_path / "more" / f"digit {5 if n > 200 else n % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (n % 256, 0, 90)).save(place / f"{n}.png")
+    code, out, _ = fmn(words.replace(f"{elsewhere}/train", f"{tmp_path}/more"))
     assert code == 0
-    assert 0 <= json.loads(out)["test accuracy, averaged"] < 0.4  # never trained
+    assert json.loads(out)["final"] == "s3.pt"
     assert "shorter side to 37 pixels" in json.loads(out)["images"]

@@ -40,7 +40,8 @@ OURS = {
     "gains": "fusion intervals record",
     "diagnosis": "fusion intervals record scores search",
     "commands": (
-        "config diagnosis external files gains intervals record report runs scores search tracker"
+        "config diagnosis external files fusion gains intervals record report runs "
+        "scores search tracker"
     ),
     # fmnlib/training/
     "models": "config",
@@ -71,12 +72,13 @@ OURS = {
     "views": "config data distill folder record recorder train",
     "features": "config data dataset distill folder record recorder theory train",
     # fmnlib/study/
+    "pool": "",
     "ablation": "config fusion noise record scores shares stats",
     "plots": "",
     "plots_ablation": "plots",
     "plots_theory": "plots",
     "publish": "record stats",
-    "runs": "config distill features fusion record sources train views",
+    "runs": "config distill features fusion pool record sources train views",
     "compare": "config fusion record runs search stats",
     "protocols": "compare config fusion record runs",
     "students": "compare config distill fusion record runs search",
@@ -90,7 +92,7 @@ OURS = {
     "huggingface": "record tracker watch",
     "pictures": "config",
     "checkpoints": "config files models pictures record",
-    "shipping": "checkpoints fusion models pictures",
+    "shipping": "checkpoints config fusion models pictures",
     "external": "checkpoints config files fusion gains pictures record shipping train",
 }
 NO_TORCH = (

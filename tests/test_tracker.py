@@ -143,6 +143,16 @@ def test_a_loop_that_goes_on_from_an_earlier_epoch_notes_it_anew(tmp_path):
     np.testing.assert_allclose(record.probs[2], softmax(outputs(2)), atol=1e-3)
 
 
+def test_weights_of_epochs_that_are_noted_anew_go(tmp_path):
+    net = torch.nn.Linear(1, 1)
+    tracker = Tracker(tmp_path / "run", LABELS)
+    for epoch in range(4):
+        tracker.note(outputs(epoch), net)
+    Tracker(tmp_path / "run", LABELS, start=1).note(outputs(1), net)
+    left = sorted(path.stem for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["epoch_0000", "epoch_0001"]
+
+
 def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
     tracker = noted(tmp_path / "t", 2)
 

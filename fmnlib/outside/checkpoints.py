@@ -38,10 +38,14 @@ Maker = Callable[[], nn.Module]
 def find_checkpoints(pattern: str) -> list[Path]:
     """The files that match a pattern, in natural order: epoch_2 before epoch_10.
 
+    Networks that `write_state` has written are no checkpoints, and left out.
+
     Raises:
         InputError: If there are fewer than two.
     """
-    found = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    pattern = str(Path(pattern).expanduser())
+    every = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    found = [path for path in every if not _is_ours(path)]
     if len(found) < 2:
         told = f"{len(found)} files match {pattern!r}"
         raise InputError(f"{told}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
@@ -75,7 +79,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def write_state(path: Path, state: State) -> None:
     """Write a plain state dictionary that `safetensors.torch.load_file` reads, and no more."""
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
-    write_whole(path, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "by": "fmnlib"}))
 
 
 def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
@@ -127,10 +131,20 @@ def maker(name: str, *, classes: int, view: View) -> Maker:
     if not Path(file).is_file() or found is None or found.loader is None:
         raise InputError(f"model is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's raises
+        raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
     if not callable(getattr(module, function, None)):
         raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
-    return getattr(module, function)
+    make = getattr(module, function)
+    try:
+        made = make()
+    except TypeError as error:
+        raise InputError(f"{name} cannot be called ({error}); it must need no argument") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{name} returned a {type(made).__name__}; return the network")
+    return make
 
 
 @torch.no_grad()
@@ -173,6 +187,15 @@ def record_checkpoints(
     about = {"checkpoints": [path.name for path in paths], "classes": pictures.classes}
     halves = stacked.half().numpy()  # as records on disk are: what is chosen on them is the same
     return dataclasses.replace(record, probs=halves, provenance=about)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `write_state` has written a file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("by") == "fmnlib"
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

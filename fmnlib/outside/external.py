@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,7 +60,7 @@ class Files:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0:
+        if self.epochs < 1 or not 0 < self.lr < math.inf:
             raise InputError(f"epochs is {self.epochs} and lr is {self.lr}; give more than 0")
 
 
@@ -90,6 +91,12 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
         raise InputError(f"the classes in {files.data} and {files.train} differ; make them equal")
     make = checkpoints.maker(files.model, classes=len(pictures.classes), view=view)
     record = checkpoints.record_checkpoints(make(), paths, pictures, view, device=device)
+    best, guess = float(record.accuracy.max()), 1 / len(pictures.classes)
+    if best <= guess + 2 * (guess * (1 - guess) / len(record.labels)) ** 0.5:
+        seldom = f"no checkpoint is right more often than guessing, {best:.1%} at best"
+        raise InputError(
+            f"{seldom}; check --size, --mean, --std and the order of the class folders"
+        )
     if files.save_record is not None:
         record.save(files.save_record)
     val, test = record.split(split)
@@ -109,7 +116,8 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
     written = checkpoints.record_checkpoints(make(), [files.output], pictures, view, device=device)
     right: dict[str, np.ndarray] = {files.network: written.correct[0, _half(record, split, 1)]}
     seen = f"{len(record.labels)} of {len(pictures.classes)} classes; {view}"
-    told = {"checkpoints": len(paths), "images": seen} | in_rows(gains(val, test, fusion, right))
+    told: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
+    told |= {"images": seen} | in_rows(gains(val, test, fusion, right))
     told |= picks(fusion, names) | {"networks": fusion.networks}
     return told | {"written": f"{files.output}, {about}"}
 
@@ -120,6 +128,11 @@ def _check(files: Files) -> Path:
         raise InputError("--checkpoints needs --model NAME and --data FOLDER of validation images")
     if files.network == "distilled" and files.train is None:
         raise InputError("--network distilled needs --train FOLDER of training images")
+    if files.train is not None and files.train.resolve() == files.data.resolve():
+        told = f"data and train are both {files.data}"
+        raise InputError(f"{told}; a student that is taught on the test half proves nothing")
+    if files.save_record is not None and files.save_record.suffix != ".npz":
+        raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":
         raise InputError(f"output is {files.output}; give a name that ends in .safetensors")
     about = files.output.with_suffix(".json")

@@ -35,6 +35,8 @@ class View:
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
             given = f"mean is {self.mean} and std is {self.std}"
             raise InputError(f"{given}; give one or three numbers each, std above 0")
+        if not all(0 <= m <= 1 for m in self.mean):
+            raise InputError(f"mean is {self.mean}; give it for pixels from 0 to 1")
         if self.size < 1 or self.shorter < self.size:
             given = f"size is {self.size} and resize is {self.resize}"
             raise InputError(f"{given}; give 1 or more, and resize 0 or at least size")
@@ -82,7 +84,7 @@ def read_pictures(folder: Path, view: View) -> Pictures:
     colour = v2.RGB() if len(view.mean) == 3 else v2.Grayscale()
     steps = [v2.Resize(view.shorter, antialias=True), v2.CenterCrop(view.size)]
     try:
-        files = ImageFolder(str(folder), v2.Compose([v2.PILToTensor(), colour, *steps]))
+        files = ImageFolder(str(folder), v2.Compose([colour, v2.PILToTensor(), *steps]))
         images = torch.empty(_shape(folder, len(files), view), dtype=torch.uint8)
         for i in tqdm(range(len(files)), f"reading {folder.name}", unit="image"):
             images[i] = files[i][0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from fmnlib.config import InputError
 from fmnlib.fusion import Fusion
 from fmnlib.outside.checkpoints import Maker, fit, read_state
 from fmnlib.outside.pictures import Pictures, View
@@ -109,6 +110,8 @@ def distilled(
             optimizer.step()
             schedule.step()
         show.set_postfix(loss=f"{loss.item():.3f}")
+        if not loss.isfinite():
+            raise InputError(f"the student's loss is not finite; lower lr, now {lr}")
     return student.eval()
 
 

@@ -28,6 +28,7 @@ img {{ max-width: 100%; height: auto; }}
 figure {{ margin: 1.5rem 0; }}
 figcaption {{ font-size: 0.9rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+.wide {{ overflow-x: auto; }}
 th, td {{ text-align: right; padding: 0.1rem 0.8rem; border-bottom: 1px solid #ccc; }}
 </style>
 </head>
@@ -85,7 +86,7 @@ def _table(found: Diagnosis) -> str:
     caption = f"{head}; intervals and p-values hold for all classes together."
     return f"<h2>Classes</h2>\n<p>{caption}</p>\n" + shown.rename(
         columns={"p_value": "p-value"}
-    ).reset_index().to_html(index=False, border=0)
+    ).reset_index().to_html(index=False, border=0).join(['<div class="wide">', "</div>"])
 
 
 def _figure(figure: Figure, alt: str, caption: str) -> str:

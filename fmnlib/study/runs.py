@@ -3,23 +3,19 @@
 import dataclasses
 import functools
 import math
-import multiprocessing
-import multiprocessing.process
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
+from fmnlib.study.pool import worker_pool
 from fmnlib.training.distill import Member, average, distill, members_of, student_config
 from fmnlib.training.features import predict_truncated
 from fmnlib.training.sources import data_root
@@ -82,8 +78,10 @@ def find(name: str) -> Path:
     found = [path.parent for path in sorted(root().glob("*/config.json"))]
     matching = [path for path in found if path.name.startswith(name)]
     exact = [path for path in matching if path.name == name]
-    if len(exact or matching) == 1:
-        return (exact or matching)[0]
+    own = [path for path in matching if not RunConfig.load(path / "config.json").teacher]
+    for choice in (exact, own, matching):  # a student's name begins like its run's
+        if len(choice) == 1:
+            return choice[0]
     what = "no run" if not matching else f"{len(matching)} runs"
     raise InputError(f"{what} in {root()} begins with {name!r}; `fmn runs` lists them")
 
@@ -224,11 +222,11 @@ def make_all(
         return
     if not jobs():
         return
-    pool = _pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
     try:
         _side_by_side(jobs, pool, workers, device, progress, deadline)
     except (KeyboardInterrupt, BrokenProcessPool) as error:
-        _pool.cache_clear()  # its processes have ended
+        worker_pool.cache_clear()  # its processes have ended
         if isinstance(error, KeyboardInterrupt):
             raise
         told = "a process that trained has ended, killed or out of memory"
@@ -272,28 +270,3 @@ def make(job: Job, place: Path, device: str, progress: bool, deadline: float) ->
 
 def _left(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if not complete(job.config)]
-
-
-@functools.cache
-def _pool(workers: int, *_place: str) -> ProcessPoolExecutor:
-    """Processes that are there for the next call, too: each takes seconds to load torch.
-
-    They know the data and the working folder that there were when they began.
-    """
-    # Fresh interpreters: a fork would inherit torch's threads, half alive.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, _begin_worker)
-
-
-def _begin_worker() -> None:
-    """One thread for the arithmetic; end at once with the parent, for runs may be killed."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(process: multiprocessing.process.BaseProcess) -> None:
-    process.join()
-    os._exit(1)
