@@ -179,6 +179,11 @@ def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
     assert RunRecord.load(runs_root / json.loads(out)["run"]).epochs == 3
 
 
+def test_a_run_that_is_not_finished_is_told(fmn):
+    fmn("train", *QUICK, "--max-minutes", 0)
+    assert "is not finished; the same `fmn train` goes on with it" in told(fmn, "score", "digits")
+
+
 def test_a_full_disk_is_told_in_one_line(runs_root):
     """The limit is on the size of a file, which the operating system enforces as it does space."""
     script = (

@@ -165,6 +165,7 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("--split -1", "the split's seed is -1; give 0 or more"),
         ("--network both", 'Invalid value "both" for --network'),
         ("--output fused.pt", "output is fused.pt; give a name that ends in .safetensors"),
+        ("--output /proc/fused.safetensors", "/proc/fused.safetensors cannot be written ("),
         ("--epochs 0", "epochs is 0 and lr is 0.01; give more than 0"),
         ("--window 20", "window is 20 with 25 kept epochs; allow 0 to 12"),
         ("digits", "give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER"),

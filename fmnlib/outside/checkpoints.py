@@ -109,7 +109,7 @@ def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Modu
         key = differ[0]
         shapes = [list(s[key].shape) if key in s else "none" for s in (inner, wanted)]
         told = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
-        raise InputError(f"{told}; check the model's name and the number of classes")
+        raise InputError(f"{told}; check the model's name and the number of class folders")
     model.load_state_dict(inner)
     return model.eval()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,9 +137,15 @@ def _check(files: Files) -> Path:
     if files.output.suffix != ".safetensors":
         raise InputError(f"output is {files.output}; give a name that ends in .safetensors")
     about = files.output.with_suffix(".json")
-    for path in (files.output, about, files.save_record):
-        if path is not None and path.exists():
+    for path in filter(None, (files.output, about, files.save_record)):
+        if path.exists():
             raise InputError(f"{path} exists; give another name, or move it away")
+        place = next(p for p in path.absolute().parents if p.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            told = f"{path} cannot be written ({error.strerror})"
+            raise InputError(f"{told}; give another folder") from error
     return about
 
 
