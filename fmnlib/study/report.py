@@ -84,9 +84,9 @@ def _table(found: Diagnosis) -> str:
     shown["p_value"] = shown["p_value"].map("{:.3g}".format)
     head = f"Share of each class that epoch {found.epoch} knew and the final network does not"
     caption = f"{head}; intervals and p-values hold for all classes together."
-    return f"<h2>Classes</h2>\n<p>{caption}</p>\n" + shown.rename(
-        columns={"p_value": "p-value"}
-    ).reset_index().to_html(index=False, border=0).join(['<div class="wide">', "</div>"])
+    named = shown.rename(columns={"p_value": "p-value"}).reset_index()
+    table = named.to_html(index=False, border=0)
+    return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
 
 
 def _figure(figure: Figure, alt: str, caption: str) -> str:
