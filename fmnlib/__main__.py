@@ -227,7 +227,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, no permission
-        print(f"fmn: {error}; what was written stays, the same command goes on", file=sys.stderr)
+        told = "what was written stays; mend that and give the same command again"
+        print(f"fmn: {error}; {told}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
         if not _of_gpu(error):

@@ -134,7 +134,7 @@ def test_bad_input_is_told_in_one_line(fmn, words, message, runs_root):
     import re
 
     assert re.search(message.replace("?", "[?]"), told(fmn, *words.split()))
-    assert not list(runs_root.glob("*/record.npz"))
+    assert not list(runs_root.glob("*"))
 
 
 def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
@@ -194,5 +194,7 @@ def test_a_full_disk_is_told_in_one_line(runs_root):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]  # above it stands the bar
-    assert "File too large; what was written stays, the same command goes on" in last
+    assert (
+        "File too large; what was written stays; mend that and give the same command again" in last
+    )
     assert "Traceback" not in done.stderr

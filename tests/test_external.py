@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,14 @@ from torch.nn import functional as F
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.outside.checkpoints import find_checkpoints, fit, maker, read_state, write_state
+from fmnlib.outside.checkpoints import (
+    find_checkpoints,
+    fit,
+    maker,
+    read_state,
+    record_checkpoints,
+    write_state,
+)
 from fmnlib.outside.pictures import View, read_pictures
 from fmnlib.search import knowledge_fusion
 
@@ -153,6 +161,7 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("--mean 0.5 0.5 0.5 --std 1 1 1", "the model takes no images of shape [3, 8, 8] ("),
         ("--model torchvision:resnet18 --mean 0 0 0 --std 1 1 1", "e0.pt does not fit: 0.bias is"),
         ("--model torchvision:resnet1", "torchvision has no network 'resnet1'; did you mean"),
+        ("--model nowhere.py", "which function of it? Give nowhere.py:FUNCTION"),
         ("--model nowhere.py:build", "nowhere.py does not exist; give FILE.py:FUNCTION"),
         ("--checkpoints nothing*.pt", "0 files match 'nothing*.pt'; give two checkpoints or more"),
         ("--data nowhere", "nowhere must hold CLASS/ folders of images"),
@@ -270,19 +279,41 @@ def test_nothing_is_unpickled(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "text.pt", "list.pt"])
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "text.pt", "list.pt", "empty.pt"])
 def test_damaged_and_foreign_files_are_told(tmp_path, name):
     path = tmp_path / name
     if name == "text.pt":
         path.write_text("hello")
     elif name == "list.pt":
         torch.save([1, 2], path)
+    elif name == "empty.pt":
+        path.touch()
     else:
         state = {"weight": torch.ones(100)}
         write_state(path, state) if "safe" in name else torch.save(state, path)
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(InputError, match=f"{name}.*; save"):
         read_state(path)
+
+
+def test_a_file_that_holds_something_else_says_what(tmp_path):
+    torch.save({"net": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "mine.pt")
+    with pytest.raises(InputError, match=r"mine\.pt holds no state_dict but net, epoch; save"):
+        read_state(tmp_path / "mine.pt")
+
+
+def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path):
+    pictures = read_pictures(elsewhere / "val", VIEW)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(net[1].bias, np.nan)
+    torch.save(net.state_dict(), tmp_path / "e7.pt")
+    with pytest.raises(InputError, match=r"e7\.pt predicts NaN: its training diverged"):
+        record_checkpoints(net, [tmp_path / "e7.pt"], pictures, VIEW, device=torch.device("cpu"))
+    shutil.copytree(elsewhere / "val", tmp_path / "val")
+    image = sorted((tmp_path / "val").glob("*/*"))[-1]
+    image.write_bytes(image.read_bytes()[:40])
+    with pytest.raises(InputError, match=rf"{image.name} cannot be read as an image .*; mend it"):
+        read_pictures(tmp_path / "val", VIEW)
 
 
 def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):

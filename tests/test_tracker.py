@@ -163,6 +163,7 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
     folder = tmp_path / "t"
     told(lambda: Tracker(folder, LABELS), "holds 2 epochs and start is 0; use another folder")
     told(lambda: Tracker(folder, LABELS, start=3), "holds 2 epochs and start is 3; .* 1 to 2")
+    told(lambda: Tracker(tmp_path / "n", LABELS, start=1), "and start is 1; .*leave start out")
     told(lambda: Tracker(folder, [0, 1, 2, 2], start=2), "was tracked with other labels")
     told(lambda: Tracker(tmp_path / "n", [0.5]), "labels are float64 of shape .*one integer")
     told(lambda: Tracker(tmp_path / "n", [[0]]), "labels are int64 of shape")
@@ -176,6 +177,8 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
     assert tracker.record().epochs == 2
     os.truncate(folder / "probs.f16", 10)
     told(lambda: load_tracked(folder), "is damaged")
+    os.truncate(folder / "predicted.i32", 3)
+    told(lambda: load_tracked(folder), "holds no whole epoch yet; note one")
 
 
 def test_weights_are_kept_with_the_epoch(tmp_path):

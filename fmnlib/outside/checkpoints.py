@@ -66,13 +66,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
-        reason = " ".join(str(error).split())[:90]
+        reason = " ".join(str(error).split())[:90] or "it ends too early"
         raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
     if not isinstance(stored, Mapping) or not all(torch.is_tensor(t) for t in stored.values()):
-        raise InputError(f"{path} holds no state_dict; save model.state_dict()")
+        held = ", ".join(map(str, stored))[:90] if isinstance(stored, Mapping) else type(stored)
+        raise InputError(f"{path} holds no state_dict but {held}; save model.state_dict()")
     return dict(stored)
 
 
@@ -124,6 +125,8 @@ def maker(name: str, *, classes: int, view: View) -> Maker:
         view: Gives the side and the channels of the images.
     """
     file, _, function = name.rpartition(":")
+    if name.endswith(".py"):
+        raise InputError(f"model is {name!r}, which function of it? Give {name}:FUNCTION")
     if not file.endswith(".py"):
         shape = {"classes": classes, "channels": len(view.mean), "side": view.size}
         return lambda: build(name, **shape)
@@ -179,6 +182,8 @@ def record_checkpoints(
             told = f"the model takes no images of shape {shape} ({reason})"
             raise InputError(f"{told}; check their size and the number of means") from error
         probs.append(torch.cat(logits).softmax(1))
+        if not probs[-1].isfinite().all():
+            raise InputError(f"{path} predicts NaN: its training diverged; leave it out")
     stacked = torch.stack(probs)
     if stacked.shape[2] != len(pictures.classes):
         told = f"the model has {stacked.shape[2]} outputs for {len(pictures.classes)} folders"

@@ -85,14 +85,16 @@ def read_pictures(folder: Path, view: View) -> Pictures:
     steps = [v2.Resize(view.shorter, antialias=True), v2.CenterCrop(view.size)]
     try:
         files = ImageFolder(str(folder), v2.Compose([colour, v2.PILToTensor(), *steps]))
-        images = torch.empty(_shape(folder, len(files), view), dtype=torch.uint8)
-        for i in tqdm(range(len(files)), f"reading {folder.name}", unit="image"):
-            images[i] = files[i][0]
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # no folder, no image; a file that is no image
+    except (OSError, ValueError) as error:  # no folder, no image
         reason = str(error).partition("\n")[0]
         raise InputError(f"{folder} must hold CLASS/ folders of images ({reason})") from error
+    images = torch.empty(_shape(folder, len(files), view), dtype=torch.uint8)
+    for i, (path, _) in enumerate(tqdm(files.samples, f"reading {folder.name}", unit="image")):
+        try:
+            images[i] = files[i][0]
+        except (OSError, ValueError) as error:
+            told = f"{path} cannot be read as an image ({error})"
+            raise InputError(f"{told}; mend it, or move it away") from error
     return Pictures(images, torch.tensor(files.targets), files.classes)
 
 

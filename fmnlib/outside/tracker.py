@@ -59,7 +59,8 @@ class Tracker:
                 raise InputError(f"{folder} was tracked with other labels; use another folder")
         if start > self.epochs or (start == 0 < self.epochs) or start < 0:
             there = f"{folder} holds {self.epochs} epochs and start is {start}"
-            raise InputError(f"{there}; use another folder, or start at 1 to {self.epochs}")
+            allowed = f"start at 1 to {self.epochs}" if self.epochs else "leave start out"
+            raise InputError(f"{there}; use another folder, or {allowed}")
         self.epochs = start
 
     def note(self, outputs: Any, model: Any = None) -> float:
@@ -108,12 +109,14 @@ def load_tracked(folder: Path | str) -> RunRecord:
     folder = Path(folder)
     labels, classes = _read_head(folder)
     shape = (_epochs(folder, len(labels)), len(labels))
+    if not shape[0]:
+        raise InputError(f"{folder} holds no whole epoch yet; note one with its Tracker")
     try:
         predicted = np.fromfile(folder / "predicted.i32", "<i4", shape[0] * shape[1])
         probs = np.memmap(folder / "probs.f16", "<f2", "r", shape=(*shape, classes))
     except (OSError, ValueError) as error:
-        told = f"{folder} holds no whole epoch" if not shape[0] else f"{folder} is damaged"
-        raise InputError(f"{told} ({error}); note one with a Tracker") from error
+        told = f"{folder} is damaged ({error})"
+        raise InputError(f"{told}; track the loop again, in another folder") from error
     record = RunRecord.from_arrays(probs, labels)
     return dataclasses.replace(record, predicted=predicted.reshape(shape).astype(np.int32))
 

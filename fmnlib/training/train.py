@@ -78,6 +78,8 @@ def train(
     world, place = join(pick_device(device))
     data = datasets.load(config, place) if data is None else data
     criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
+    with torch.device("meta"):  # a network that cannot be built leaves no folder behind
+        _network(config, data)
     with alone(config, folder, world), torch.random.fork_rng():
         if not (folder / "record.npz").exists():
             parts = _start(config, data, initial, world)
@@ -112,10 +114,13 @@ def pick_device(device: str) -> torch.device:
 def build_model(config: RunConfig, data: Data) -> nn.Module:
     """The network of a run, with fresh weights of its seed, on its data's device."""
     torch.manual_seed(config.seed)
+    return _network(config, data).to(data.device).to(memory_format=torch.channels_last)
+
+
+def _network(config: RunConfig, data: Data) -> nn.Module:
     channels, side, _ = data.shape
     shape = {"classes": data.classes, "channels": channels, "side": side}
-    net = build(config.model, **shape, width=config.width)
-    return net.to(data.device).to(memory_format=torch.channels_last)
+    return build(config.model, **shape, width=config.width)
 
 
 @torch.no_grad()
