@@ -5,7 +5,7 @@ the halves of one run are not independent. Standard errors and intervals are ove
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -16,20 +16,36 @@ from fmnlib.config import InputError
 from fmnlib.record import Result
 
 __all__ = [
+    "Numbers",
     "Summary",
     "calibration_error",
     "costs",
+    "differences",
+    "interval",
     "mean_sem",
     "nll",
     "paired_difference",
     "percent",
+    "points",
     "score",
     "summarize",
     "table",
+    "verdict",
+    "with_error",
 ]
 
-Summary = dict[str, dict[str, dict[str, float]]]
-"""Of each setting and method `mean`, `sem` and `n`; accuracies in percent."""
+
+class Numbers(TypedDict):
+    """A mean, its standard error over seeds, their number, and the value of each, in percent."""
+
+    mean: float
+    sem: float | None
+    n: int
+    seeds: list[float]
+
+
+Summary = dict[str, dict[str, Numbers]]
+"""The numbers of each setting and method."""
 
 
 def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -103,14 +119,44 @@ def summarize(results: Iterable[Result]) -> Summary:
     return summary
 
 
-def percent(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean, standard error and number of values, in percent, as the book's summary holds them.
+def percent(values: Sequence[float] | np.ndarray) -> Numbers:
+    """The numbers of a value for each seed, in percent, as the book's summary holds them.
 
     >>> percent([0.5, 0.7])
-    {'mean': 60.0, 'sem': 10.0, 'n': 2}
+    {'mean': 60.0, 'sem': 10.0, 'n': 2, 'seeds': [50.0, 70.0]}
     """
-    mean, sem = mean_sem(100 * np.asarray(values))
-    return {"mean": round(mean, 4), "sem": round(sem, 4), "n": len(values)}
+    seeds = 100 * np.asarray(values)
+    mean, sem = mean_sem(seeds)
+    error = round(sem, 4) if len(seeds) > 1 else None  # JSON has no NaN
+    return {
+        "mean": round(mean, 4),
+        "sem": error,
+        "n": len(seeds),
+        "seeds": seeds.round(4).tolist(),
+    }
+
+
+def with_error(numbers: Numbers) -> str:
+    """Mean and standard error for reading; of a single seed, the number alone.
+
+    >>> with_error(percent([0.5, 0.7])), with_error(percent([0.5]))
+    ('60.0 ± 10.0', '50.0')
+    """
+    error = "" if numbers["sem"] is None else f" ± {numbers['sem']:.1f}"
+    return f"{numbers['mean']:.1f}{error}"
+
+
+def interval(
+    values: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of values, one for each seed, and the ends of its interval by Student's t.
+
+    >>> [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48]
+    """
+    mean, sem = mean_sem(values)
+    half = float(student_t.ppf((1 + level) / 2, len(values) - 1)) * sem
+    return mean, mean - half, mean + half
 
 
 def paired_difference(
@@ -137,18 +183,59 @@ def paired_difference(
     if set(pairs.columns) != {method, baseline} or pairs.isna().any(axis=None):
         raise InputError(f"{method} and {baseline} are not paired in {setting}; score both on all")
     per_seed = 100 * (pairs[method] - pairs[baseline]).groupby("seed").mean()
-    mean, sem = mean_sem(per_seed.to_numpy())
-    half = float(student_t.ppf((1 + level) / 2, len(per_seed) - 1)) * sem
-    return mean, mean - half, mean + half
+    return interval(per_seed.to_numpy(), level)
 
 
-def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
+def differences(
+    results: Iterable[Result],
+    pairs: Iterable[tuple[str, str]],
+    names: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """A table for reading: method − baseline down, settings across, points with 95% intervals.
+
+    Args:
+        results: Scores of all of them.
+        pairs: Method and baseline of each row.
+        names: Of the methods, as they are to be read.
+    """
+    results, rows = list(results), {}
+    for pair in pairs:
+        named = " − ".join((names or {}).get(method, method) for method in pair)
+        rows[named] = {
+            s: points(*paired_difference(results, s, *pair)) for s in _settings(results)
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def points(mean: float, low: float, high: float) -> str:
+    """A difference and its interval for reading; of a single seed, the difference alone.
+
+    >>> points(1.25, -0.04, 2.5), points(1.25, float("nan"), float("nan"))
+    ('+1.2 [0.0, 2.5]', '+1.2')
+    """
+    middle, *ends = (round(end, 1) + 0.0 for end in (mean, low, high))  # -0.0 becomes 0.0
+    told = f"{middle:+.1f}" if np.isnan(low) else "{:+.1f} [{:.1f}, {:.1f}]".format(middle, *ends)
+    return told.replace("-", "−")
+
+
+def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
+    """In which settings a method is better than a baseline, by its 95% interval."""
+    results = list(results)
+    found: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    for setting in _settings(results):
+        _, low, high = paired_difference(results, setting, method, baseline)
+        found["better" if low > 0 else "worse" if high < 0 else "open"].append(setting)
+    return "; ".join(f"{word}: {', '.join(where)}" for word, where in found.items() if where)
+
+
+def table(summary: Summary) -> pd.DataFrame:
     """A table for reading: methods down, settings across, mean ± standard error in percent."""
-    columns = {
-        setting: {method: f"{n['mean']:.1f} ± {n['sem']:.1f}" for method, n in methods.items()}
-        for setting, methods in summary.items()
-    }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(
+        {
+            setting: {m: with_error(n) for m, n in methods.items()}
+            for setting, methods in summary.items()
+        }
+    )
 
 
 def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
@@ -161,6 +248,10 @@ def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
         .round(1)
         .rename_axis(None)
     )
+
+
+def _settings(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(result.setting for result in results))
 
 
 def _frame(results: Iterable[Result]) -> pd.DataFrame:

@@ -133,6 +133,24 @@ def test_every_module_is_in_the_reference():
     assert sorted(shown) == sorted(".".join(file.with_suffix("").parts) for file in files)
 
 
+def test_a_claim_is_found_where_its_interval_is_above_zero(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from claims import outcome
+
+    from results import paired
+
+    a, b = {"seeds": [3.0, 5.0, 4.0]}, {"seeds": [1.0, 2.5, 2.5]}
+    mean, low, high = paired([a, b], [1, -1])
+    half = 4.3027 * np.std([2, 2.5, 1.5], ddof=1) / np.sqrt(3)  # Student's t of 2 degrees
+    assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
+    above, below, zero = ("x", 2.0, 1.0, 3.0), ("y", -2.0, -3.0, -1.0), ("z", 0.0, -1.0, 1.0)
+    assert outcome([above], "more") == "**found**"
+    assert outcome([above, below], "more") == "found at x; **the opposite** at y"
+    assert outcome([zero], "more") == "not clear"
+    assert outcome([zero, above], "no less") == "**no loss found**"
+    assert outcome([zero, below], "no less") == "no loss found at z; **the opposite** at y"
+
+
 def test_every_claim_names_numbers_that_exist():
     summary = json.loads((ROOT / "results" / "summary.json").read_text())
     claims = (ROOT / "results" / "published" / "claims.csv").read_text()

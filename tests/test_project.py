@@ -74,8 +74,8 @@ OURS = {
     # fmnlib/study/
     "pool": "",
     "ablation": "config fusion noise record scores shares stats",
-    "plots": "",
-    "plots_ablation": "plots",
+    "plots": "stats",
+    "plots_ablation": "plots stats",
     "plots_theory": "plots",
     "publish": "record stats",
     "runs": "config distill features fusion pool record sources train views",

@@ -8,11 +8,15 @@ from fmnlib import InputError, Result
 from fmnlib.stats import (
     calibration_error,
     costs,
+    differences,
+    interval,
     mean_sem,
     nll,
     paired_difference,
+    percent,
     summarize,
     table,
+    verdict,
 )
 
 SCORE = Result(
@@ -48,7 +52,7 @@ def test_standard_error_by_hand():
 def test_the_replicate_is_the_seed():
     accuracy = [[0.5, 0.7], [0.8, 0.8]]
     summary = summarize(scores("kf", accuracy))
-    assert summary["sym40"]["kf"] == {"mean": 70.0, "sem": 10.0, "n": 2}
+    assert summary["sym40"]["kf"] == {"mean": 70.0, "sem": 10.0, "n": 2, "seeds": [60.0, 80.0]}
 
 
 def test_paired_difference_is_the_paired_t_interval():
@@ -69,6 +73,36 @@ def test_what_is_not_paired_is_refused():
         paired_difference(results, "sym40", "kf", "single")
     with pytest.raises(InputError, match="not paired in sym40"):
         paired_difference(results, "sym40", "kf", "distilled_kf")
+
+
+def test_an_interval_is_that_of_one_sample():
+    values = np.random.default_rng(0).normal(size=6)
+    mean, low, high = interval(values, 0.9)
+    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert (mean, low, high) == pytest.approx((values.mean(), *expected))
+
+
+def test_a_single_seed_has_neither_error_nor_interval():
+    results = scores("kf", [[0.5, 0.6]]) + scores("single", [[0.5, 0.5]])
+    assert percent([0.55]) == {"mean": 55.0, "sem": None, "n": 1, "seeds": [55.0]}
+    assert table(summarize(results)).loc["kf", "sym40"] == "55.0"
+    assert differences(results, [("kf", "single")]).loc["kf − single", "sym40"] == "+5.0"
+    assert verdict(results, "kf", "single") == "open: sym40"
+
+
+def test_differences_and_verdicts_go_by_the_intervals():
+    kf, single = [[0.9], [0.8], [0.85]], [[0.5], [0.4], [0.46]]
+    results = scores("kf", kf) + scores("single", single)
+    results += [dataclasses.replace(r, setting="clean", accuracy=0.5) for r in results]
+    shown = differences(results, [("single", "kf")], {"kf": "KF"})
+    low, high = paired_difference(results, "sym40", "single", "kf")[1:]
+    assert shown.index.tolist() == ["single − KF"]
+    assert shown.loc["single − KF"].tolist() == [
+        f"−39.7 [−{-low:.1f}, −{-high:.1f}]",
+        "+0.0 [0.0, 0.0]",
+    ]
+    assert verdict(results, "kf", "single") == "better: sym40; open: clean"
+    assert verdict(results, "single", "kf") == "worse: sym40; open: clean"
 
 
 def test_likelihood_and_calibration_by_hand():

@@ -4,7 +4,6 @@ Its rows are results/published/claims.csv. A claim is one or more sums of number
 each with the sign that the claim expects; none of the numbers is typed.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from results import read
+from fmnlib.stats import points
+from results import paired, read
 
-HEADS = ("claim", "outcome", "difference, in points", "tested in")
-CLEAR = 2  # errors of the difference
+HEADS = ("claim", "outcome", "difference, in points", "page")
 
 
 class Claims(SphinxDirective):
@@ -24,8 +23,8 @@ class Claims(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container(classes=["dashboard"])
-        lines = [":::{list-table} The papers' claims on the quick profile, mean ± standard error."]
-        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 34 20 22 24", ""]
+        lines = [":::{list-table} The papers' claims on the quick profile: means, 95% intervals."]
+        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 36 22 34 8", ""]
         try:
             rows = [self.row(claim) for claim in read(self.env, "published/claims.csv")]
         except (OSError, LookupError, ValueError) as error:
@@ -46,37 +45,37 @@ class Claims(SphinxDirective):
             found = [
                 (f"{s}\u00a0({n})", *rest) for (s, *rest), n in zip(found, numbers, strict=True)
             ]
-        shown = [f"{s}\u00a0{mean:+.1f}\u00a0±\u00a0{error:.1f}" for s, mean, error in found]
-        links = [f"[{page}](/notebooks/{page}.ipynb)" for page in pages]
+        shown = [f"{setting}: {points(*ends)}".replace(" ", "\u00a0") for setting, *ends in found]
+        links = [f"[{page[:2]}](/notebooks/{page}.ipynb)" for page in pages]
         told = f"{claim['claim']} ({claim['paper']})"
-        points = ", ".join(shown).replace("-", "−")
-        return told, outcome(found, claim["expects"]), points, ", ".join(links)
+        return told, outcome(found, claim["expects"]), "; ".join(shown), ", ".join(links)
 
-    def total(self, words: list[str]) -> tuple[float, float]:
-        """Mean and standard error of `a - b + c`; the errors are taken to be independent."""
+    def total(self, words: list[str]) -> tuple[float, float, float]:
+        """`a - b + c`, seed by seed: its mean and 95% interval."""
         signs = [1, *(-1 if sign == "-" else 1 for sign in words[1::2])]
         summary, terms = read(self.env, "summary.json"), []
         for key in words[::2]:
             item, setting, method = key.split(".", 2)
             terms.append(summary[item][setting][method])
-        mean = sum(sign * term["mean"] for sign, term in zip(signs, terms, strict=True))
-        return mean, math.hypot(*(term["sem"] for term in terms))
+        return paired(terms, signs)
 
     def page(self, item: str) -> str:
         [page] = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
         return page.stem
 
 
-def outcome(found: list[tuple[str, float, float]], expects: str) -> str:
+def outcome(found: list[tuple[str, float, float, float]], expects: str) -> str:
     """In words: yes, no, or where which."""
-    above = [s for s, mean, error in found if mean > CLEAR * error]
-    below = [s for s, mean, error in found if mean < -CLEAR * error]
-    good = [s for s, mean, _ in found if mean >= 0] if expects == "no less" else above
+    above = [s for s, _, low, _ in found if low > 0]
+    below = [s for s, _, _, high in found if high < 0]
+    good, word = above, "found"
+    if expects == "no less":
+        good, word = [s for s, *_ in found if s not in below], "no loss found"
     if len(good) == len(found):
-        return "**found**"
-    parts = [f"found at {', '.join(good)}"] if good else []
+        return f"**{word}**"
+    parts = [f"{word} at {', '.join(good)}"] if good else []
     parts += [f"**the opposite** at {', '.join(below)}"] if below else []
-    return "; ".join(parts) or "not found"
+    return "; ".join(parts) or "not clear"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Its rows are results/published/items.csv; a gain is read from summary.json (ours
 tables of published numbers (theirs), none is typed.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from results import read
+from fmnlib.stats import points
+from results import paired, read
 
-HEADS = ("item", "what it shows", "notebook", "ours", "theirs", "status")
+HEADS = ("item", "what it shows", "page", "ours", "theirs", "status")
 
 
 class Dashboard(SphinxDirective):
@@ -27,7 +29,7 @@ class Dashboard(SphinxDirective):
         except (OSError, LookupError, ValueError) as error:
             raise self.error(f"results/published/items.csv cannot be shown ({error!r})") from error
         lines = [":::{list-table} Each item of both papers. Gains are in percentage points."]
-        lines += [":name: tab-dashboard", ":header-rows: 1", ":widths: 17 30 18 10 10 15", ""]
+        lines += [":name: tab-dashboard", ":header-rows: 1", ":widths: 16 30 10 15 10 19", ""]
         for row in (HEADS, *rows):
             lines += [f"{'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
         self.state.nested_parse(StringList([*lines, ":::"], ""), self.content_offset, box)
@@ -41,22 +43,21 @@ class Dashboard(SphinxDirective):
             repository = self.config.html_theme_options["repository_url"].split("github.com/")[1]
             colab = f"https://colab.research.google.com/github/{repository}/blob/main"
             colab += f"/notebooks/{page.name}"
-            link = f"[{page.stem}](/notebooks/{page.name}) ([Colab]({colab}))"
+            link = f"[{page.stem[:2]}](/notebooks/{page.name}) ([Colab]({colab}))"
             status = "quick profile"
         if ours is not None and theirs is not None:
-            agree = "same direction" if ours * theirs > 0 else "**other direction**"
-            status += ", no difference" if abs(ours) < 0.05 else f", {agree}"
-        shown = [
-            "" if gain is None else f"{gain:+.1f}".replace("-", "−") for gain in (ours, theirs)
-        ]
+            agree = "same direction" if ours[0] * theirs > 0 else "**other direction**"
+            status += ", difference not clear" if ours[1] <= 0 <= ours[2] else f", {agree}"
+        shown = ["" if ours is None else points(*ours).replace(", ", ",\u00a0")]
+        shown += ["" if theirs is None else points(theirs, math.nan, math.nan)]
         return f"{item['paper']}, {item['item']}", item["shows"], link, *shown, status
 
-    def ours(self, key: str) -> float | None:
+    def ours(self, key: str) -> tuple[float, float, float] | None:
         if not key:
             return None
         item, setting, method, baseline = key.split(".")
         methods = read(self.env, "summary.json")[item][setting]
-        return methods[method]["mean"] - methods[baseline]["mean"]
+        return paired([methods[method], methods[baseline]], [1, -1])
 
     def theirs(self, key: str) -> float | None:
         if not key:

@@ -13,9 +13,10 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from fmnlib.record import Result
-from fmnlib.stats import paired_difference, summarize
-from results import read, show
+from fmnlib.record import Result, RunRecord
+from fmnlib.scores import forget_fraction
+from fmnlib.stats import Numbers, paired_difference, percent, points, summarize, with_error
+from results import read
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "resnet8": "ResNet-8"}
 PAIRS = [("kf", "single"), ("distilled_kf", "single"), ("kf", "independent")]
@@ -44,8 +45,11 @@ class GridTable(SphinxDirective):
         several = len({item for item, _ in wanted}) > 1
         heads = [named(item) if several else setting for item, setting in wanted]
         rows = {"training seeds": [f"{s['single']['n']:.0f}" if s else "0" for s in scores]}
+        rows["largest forget fraction, %"] = [
+            with_error(self.forgotten(cell)) if cell in found else "—" for cell in wanted
+        ]
         for method in METHODS:
-            row = [show(s[method]) if s else "—" for s in scores]
+            row = [with_error(s[method]) if s else "—" for s in scores]
             rows[LOOKS[method].name] = row
         for method, baseline in PAIRS:
             name = f"{LOOKS[method].name} less {LOOKS[baseline].name}"
@@ -61,6 +65,13 @@ class GridTable(SphinxDirective):
         lines += [":::", "", self.origin([cell["provenance"] for cell in content])]
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
         return [box]
+
+    def forgotten(self, cell: tuple[str, str]) -> Numbers:
+        """The largest F_e of each run of a cell, from its light record."""
+        (dataset, model), setting = cell[0].split("-"), cell[1]
+        records = Path(self.env.srcdir, "results", self.options["results"], "records")
+        files = sorted(records.glob(f"{dataset}-{model}-{setting}-s*.npz"))
+        return percent([forget_fraction(RunRecord.load(f).correct).max() for f in files])
 
     def published(self, method: str, setting: str) -> str:
         key = "c100_r18" if setting == "clean" else f"c100_{setting}"
@@ -95,7 +106,7 @@ def named(item: str) -> str:
     return " ".join(NAMES.get(word, word) for word in item.split("-"))
 
 
-def summary(results: list[Result]) -> dict[str, dict[str, float]]:
+def summary(results: list[Result]) -> dict[str, Numbers]:
     return summarize(results)[results[0].setting] if results else {}
 
 
@@ -103,9 +114,7 @@ def gain(results: list[Result], method: str, baseline: str) -> str:
     """The mean difference in points, with its interval where there is more than one seed."""
     if not results:
         return "—"
-    numbers = paired_difference(results, results[0].setting, method, baseline)
-    mean, low, high = (f"{number:+.1f}".replace("-", "−") for number in numbers)
-    return mean if "nan" in low else f'"{mean} [{low}, {high}]"'
+    return f'"{points(*paired_difference(results, results[0].setting, method, baseline))}"'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

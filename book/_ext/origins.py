@@ -155,13 +155,16 @@ def grid(rows: list[list[str]], caption: str) -> nodes.table:
     group = nodes.tgroup(cols=len(rows[0]))
     for column in range(len(rows[0])):
         group += nodes.colspec(colwidth=1, stub=int(column == 0))
-    lines = [
-        nodes.row("", *(nodes.entry("", nodes.paragraph(text=cell)) for cell in row))
-        for row in rows
-    ]
+    lines = [nodes.row("", *map(entry, row)) for row in rows]
     group += [nodes.thead("", lines[0]), nodes.tbody("", *lines[1:])]
     title = nodes.title("", "", *strong(caption))
     return nodes.table("", title, group, classes=["numbers"])
+
+
+def entry(text: str) -> nodes.entry:
+    """A cell; an interval stands below its number, so that many fit beside each other."""
+    lines = text.replace(" [", "\n[").split("\n")
+    return nodes.entry("", *(nodes.paragraph(text=line) for line in lines))
 
 
 def strong(text: str) -> list[nodes.Node]:

@@ -3,6 +3,7 @@
 {result}`label_noise.sym40.kf`              91.3 ± 0.4, from summary.json
 {result}`label_noise.sym40.kf.mean:.1f`     one number of it, with a format
 {gain}`label_noise.sym40.kf.single`         +28.1, the first method's mean less the second's
+{paired}`label_noise.sym40.kf.single`       the same, bold if its 95% interval holds no zero
 {results-table} label_noise                 a table of it
 {results-table} published/aaai_table2.csv   a table of published numbers, and where they stand
 """
@@ -22,6 +23,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from fmnlib.stats import interval, points, with_error
+
 NOISE = {"sym": "symmetric", "asym": "asymmetric"}
 HEADS = {"clean100": "clean (100 images)", "c100_r18": "CIFAR-100", "c100": "CIFAR-100"}
 HEADS |= {"tiny_r18": "TinyImageNet", "tiny": "TinyImageNet"}
@@ -34,9 +37,10 @@ def read(env: BuildEnvironment, name: str) -> Any:
     return json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
 
 
-def show(numbers: dict[str, float]) -> str:
-    error = "" if math.isnan(numbers["sem"]) else f" ± {numbers['sem']:.1f}"  # NaN: one seed
-    return f"{numbers['mean']:.1f}{error}"
+def paired(terms: list[dict[str, Any]], signs: list[int]) -> tuple[float, float, float]:
+    """A sum of numbers, taken seed by seed, and its 95% interval."""
+    by_seed = zip(*(term["seeds"] for term in terms), strict=True)
+    return interval([sum(s * x for s, x in zip(signs, row, strict=True)) for row in by_seed])
 
 
 class Result(SphinxRole):
@@ -48,10 +52,10 @@ class Result(SphinxRole):
             item, setting, method, *last = key.split(".")
             (page,) = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
             methods = read(self.env, "summary.json")[item][setting]
-            text = show(methods[method]) if not last else ""
-            if self.name == "gain":
-                gain = methods[method]["mean"] - methods[last[0]]["mean"]
-                text = f"{gain:+.1f}".replace("-", "−")
+            text, low, high = with_error(methods[method]) if not last else "", 0.0, 0.0
+            if self.name in ("gain", "paired"):
+                gain, low, high = paired([methods[method], methods[last[0]]], [1, -1])
+                text = points(gain, math.nan, math.nan)
             elif last:
                 text = format(methods[method][last[0]], form)
         except (OSError, LookupError, ValueError) as error:
@@ -61,6 +65,8 @@ class Result(SphinxRole):
         xref = {"refdomain": "std", "reftype": "doc", "reftarget": f"/notebooks/{page.stem}"}
         xref |= {"refdoc": self.env.docname, "refexplicit": "true", "refwarn": "true"}
         link = addnodes.pending_xref("", nodes.inline(text, text), **xref)
+        if self.name == "paired" and not low <= 0 <= high:
+            link = nodes.strong("", "", link)
         return [nodes.inline("", "", link, classes=["result"], item=item)], []
 
 
@@ -95,7 +101,7 @@ class ResultsTable(SphinxDirective):
 
     def measured(self, name: str) -> dict[str, dict[str, str]]:
         summary = read(self.env, "summary.json")[name]
-        return {s: {m: show(n) for m, n in ms.items()} for s, ms in summary.items()}
+        return {s: {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()}
 
     def table(self, cells: dict[str, dict[str, str]]) -> list[str]:
         from fmnlib.study.plots import METHODS
@@ -119,5 +125,6 @@ class ResultsTable(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_role("result", Result())
     app.add_role("gain", Result())
+    app.add_role("paired", Result())
     app.add_directive("results-table", ResultsTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -20,7 +20,7 @@ from typing import Any
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
 from fmnlib.record import RunRecord
-from fmnlib.stats import Summary
+from fmnlib.stats import Summary, with_error
 from fmnlib.study import runs
 from fmnlib.study.plots import METHODS
 from fmnlib.study.publish import collect
@@ -152,7 +152,7 @@ def headline(summary: Mapping[str, Summary]) -> str:
     lines = ["| test accuracy, % | " + " | ".join(by_setting) + " |"]
     lines.append("|---" * (len(by_setting) + 1) + "|")
     for method in HEADLINE:
-        cells = [f"{n[method]['mean']:.1f} ± {n[method]['sem']:.1f}" for n in by_setting.values()]
+        cells = [with_error(numbers[method]) for numbers in by_setting.values()]
         lines.append(f"| {METHODS[method].name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from fmnlib.stats import Numbers
+
 __all__ = [
     "LINES",
     "METHODS",
@@ -108,9 +110,9 @@ def accuracy_and_retained(
     ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
     widest = int((mean - kept).argmax())
     inside = (widest, (mean[widest] + kept[widest]) / 2)
-    below = (0.25 * len(epochs), 0.5 * kept.min())  # no curve passes there
     arrow = {"arrowstyle": "->", "color": BLACK}
-    ax.annotate("forgotten, $F_e$", inside, below, arrowprops=arrow)
+    below = (0.25, 0.2)  # of the axes; no curve passes there
+    ax.annotate("forgotten, $F_e$", inside, below, textcoords="axes fraction", arrowprops=arrow)
     return _percent_by_epoch(ax, "share of samples")
 
 
@@ -165,9 +167,7 @@ def weights(ax: Axes, weight: Float[np.ndarray, " epochs"]) -> Axes:
     return ax
 
 
-def methods(
-    ax: Axes, summary: Mapping[str, Mapping[str, float]], order: Sequence[str] | None = None
-) -> Axes:
+def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str] | None = None) -> Axes:
     """Accuracy of the methods of one setting, a dot each with its standard error."""
     names = [m for m in METHODS if m in summary] if order is None else list(order)
     for row, method in enumerate(names):
@@ -182,7 +182,7 @@ def methods(
 
 
 def against_networks(
-    ax: Axes, summary: Mapping[str, Mapping[str, float]], networks: Mapping[str, float]
+    ax: Axes, summary: Mapping[str, Numbers], networks: Mapping[str, float]
 ) -> Axes:
     """Accuracy against the number of networks that a prediction takes; equal ones side by side."""
     names = [m for m in METHODS if m in summary]
@@ -197,7 +197,7 @@ def against_networks(
     return ax
 
 
-def dots(ax: Axes, rows: Mapping[str, Mapping[str, float]], xlabel: str) -> Axes:
+def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
     """A dot with its standard error for each named row."""
     for row, numbers in enumerate(rows.values()):
         ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=BLUE, marker="D", capsize=3)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
+from fmnlib.stats import Numbers
 from fmnlib.study.plots import (
     BLACK,
     BLUE,
@@ -34,7 +35,7 @@ MARKERS = "oD^sv"
 def against(
     ax: Axes,
     values: Sequence[float],
-    numbers: Sequence[Mapping[str, float]],
+    numbers: Sequence[Numbers],
     label: str,
     color: str,
     style: LineStyle,
@@ -52,7 +53,7 @@ def against(
         marker: Of the means; by the number of curves already there where not given.
     """
     marker = marker or MARKERS[len(ax.containers) % len(MARKERS)]
-    mean, sem = ([n[key] for n in numbers] for key in ("mean", "sem"))
+    mean, sem = (np.array([n[key] for n in numbers], float) for key in ("mean", "sem"))
     ax.errorbar(
         values, mean, yerr=sem, label=label, color=color, ls=style, marker=marker, capsize=2
     )
