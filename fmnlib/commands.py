@@ -50,7 +50,7 @@ def score(run: str, *, split: int = 0, html: Path | None = None, as_json: Json =
 
         val = record.split(split)[0] if record.half == "all" else record
         fusion = None if val.probs is None else knowledge_fusion(val, window=_window(val))
-        text = page(record, found, fusion, title=f"What {Path(run).name} forgot")
+        text = page(val, found, fusion, title=f"What {Path(run).name} forgot")
         write_whole(html, text.encode())
     if as_json:
         print(json.dumps(facts(record) | {"diagnosis": found.summary()}))

@@ -1,8 +1,9 @@
 """What a run forgot, and what to do about it, from the validation half alone.
 
 Whatever is chosen (the epoch that knew most, the checkpoint to stop at, the fusion) is chosen on
-four fifths of the half and scored on the rest, in turn: cross-fitting. The test half is left for
-the report on what is then done.
+four fifths of the half and scored on the rest, in turn: cross-fitting. What the folds choose
+varies with the samples too, which about doubles the variance of a count; intervals are wider by
+the square root of 2 for that. The test half is left for the report on what is then done.
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
-from scipy.stats import binomtest
+from jaxtyping import Bool, Int
+from scipy.stats import binomtest, norm
 
 from fmnlib import intervals, scores
 from fmnlib.fusion import early_stopping, fuse, refuse_test, right_samples
@@ -34,10 +35,11 @@ class Diagnosis:
         samples: Validation samples it rests on.
         epochs: Epochs of the run.
         epoch: The epoch of the largest forget fraction.
-        forget: That forget fraction, cross-fitted.
+        forget: The largest forget fraction, cross-fitted.
         chance: The forget fraction that guessing would reach: of the samples that are wrong at
             the end, a guess gets one in `classes` right.
-        p_value: How likely guessing would get as many of them right, by the binomial test.
+        p_value: How likely guessing would get as many of them right: an epoch is chosen on one
+            half of the samples, the binomial test is of the other, both ways; twice the smaller.
         lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
         classes: A row a class, by name where the record knows names: samples, forget fraction
             with the ends of its interval, p-value; intervals and p-values hold for all classes
@@ -78,15 +80,15 @@ class Diagnosis:
     def advice(self) -> str:
         """leave, stop early, or distil.
 
-        leave: no interval of a gain over the final network lies above 0. distil: the fusion
-        beats early stopping too, its interval above 0, and takes more than one network. stop
-        early: else; one checkpoint does as well as far as these samples tell.
+        stop early: its gain over the final network is certain (its interval lies above 0), and
+        that the fusion is better still is not. distil: the fusion's gain is certain, over early
+        stopping too where that has one. leave: neither gain is certain.
         """
-        gains = [gain for gain in (self.fused, self.stopped) if gain is not None]
-        if all(gain.low <= 0 for gain in gains):
-            return "leave"
-        beats = self.over_stopped is not None and self.over_stopped.low > 0
-        return "distil" if beats and (self.networks or 0) > 1 else "stop early"
+        fused, over = self.fused, self.over_stopped
+        fusion_gains = fused is not None and fused.low > 0 and (self.networks or 0) > 1
+        if self.stopped.low > 0 and not (fusion_gains and over is not None and over.low > 0):
+            return "stop early"
+        return "distil" if fusion_gains else "leave"
 
     @property
     def sentences(self) -> list[str]:
@@ -95,7 +97,9 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """The sentences, in lines of at most 76 characters."""
-        return "\n".join(textwrap.fill(sentence, 76) for sentence in self.sentences)
+        return "\n".join(
+            textwrap.fill(sentence, 76, break_on_hyphens=False) for sentence in self.sentences
+        )
 
     def summary(self) -> dict[str, Any]:
         """The diagnosis as plain numbers and texts, for JSON."""
@@ -107,9 +111,9 @@ class Diagnosis:
 
     def _forgetting(self) -> str:
         found = "yes" if self.overfits else "none beyond what guessing explains"
-        where = f"right after epoch {self.epoch} and wrong at the end"
-        of = f"of {self.samples} validation samples {self.forget} are {where}"
-        return f"Local overfitting: {found}; {of} (guessing: {self.chance:.1%})."
+        where = f"right after an earlier epoch (about {self.epoch}) and wrong at the end"
+        told = f"{self.forget} of the samples are {where} (guessing: {self.chance:.1%})"
+        return f"Local overfitting: {found}; {told}, judged by {self.samples} of them."
 
     def _since(self) -> list[str]:
         if not self.overfits:
@@ -137,6 +141,8 @@ class Diagnosis:
             take = f"Take the checkpoint of epoch {self.early_epoch}"
             return f"{take}: that fusing and distilling beat it is not certain on these samples."
         beats = f"it beats early stopping by {self.over_stopped}"
+        if self.stopped.low <= 0:
+            beats = "its gain is certain on these samples, that of early stopping is not"
         return f"Fuse, and distil the fusion: {beats}; a student costs one network a prediction."
 
 
@@ -160,6 +166,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     val = record.split(split)[0] if record.half == "all" else record
     correct, wrong = val.correct, ~val.correct[-1]
     lost, stopped, fused = _cross_fit(val, split)
+    errors = _tested(val, split)
     epoch = int(scores.forget_fraction(correct).argmax())
     last_right = scores.last_correct_epoch(correct)[correct[epoch] & wrong]
     whole = knowledge_fusion(val, window=_window(val)) if fused is not None else None
@@ -167,20 +174,27 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         samples=len(val.labels),
         epochs=val.epochs,
         epoch=epoch,
-        forget=intervals.share(int(lost.sum()), len(lost)),
+        forget=intervals.share(int(lost.sum()), len(lost), _wide(LEVEL)),
         chance=float(wrong.mean()) / val.classes,
-        p_value=_p_value(lost, wrong, val.classes),
+        p_value=_p_value(errors, val.classes),
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
-        classes=_by_class(val, lost),
+        classes=_by_class(val, lost, errors),
         early_epoch=int(early_stopping(val).weights.argmax()),
         networks=None if whole is None else whole.networks,
-        fused=None if fused is None else intervals.gain(fused, ~wrong),
-        stopped=intervals.gain(stopped, ~wrong),
-        over_stopped=None if fused is None else intervals.gain(fused, stopped),
+        fused=None if fused is None else intervals.gain(fused, ~wrong, _wide(LEVEL)),
+        stopped=intervals.gain(stopped, ~wrong, _wide(LEVEL)),
+        over_stopped=None if fused is None else intervals.gain(fused, stopped, _wide(LEVEL)),
     )
 
 
 Mask = Bool[np.ndarray, " samples"]
+Errors = tuple[Int[np.ndarray, " _"], Bool[np.ndarray, " _"]]
+"""Labels of what is wrong at the end, and which of it an epoch knew."""
+
+
+def _wide(error: float) -> float:
+    """The level of an interval for counts that is one of 1 - error if the variance is double."""
+    return float(1 - 2 * norm.sf(norm.isf(error / 2) * 2**0.5))
 
 
 def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
@@ -204,21 +218,37 @@ def _window(record: RunRecord) -> int:
     return min(1, (len(record.kept) - 1) // 2)
 
 
-def _by_class(val: RunRecord, lost: Mask) -> pd.DataFrame:
-    wrong, rows = ~val.correct[-1], []
+def _tested(val: RunRecord, seed: int) -> list[Errors]:
+    """Labels of what each half gets wrong at the end, and which the other half's epoch knew."""
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(val.labels)), 2)
+    tested = []
+    for chosen, rest in (halves, halves[::-1]):
+        epoch = int(scores.forget_fraction(val.correct[:, chosen]).argmax())
+        wrong = rest[~val.correct[-1, rest]]
+        tested.append((val.labels[wrong], val.correct[epoch, wrong]))
+    return tested
+
+
+def _by_class(val: RunRecord, lost: Mask, halves: list[Errors]) -> pd.DataFrame:
+    rows = []
     for label in range(val.classes):
         inside = val.labels == label
         count = int(inside.sum())
-        found = intervals.share(int(lost[inside].sum()), max(1, count), 1 - LEVEL / val.classes)
-        p_value = min(1.0, val.classes * _p_value(lost[inside], wrong[inside], val.classes))
+        level = _wide(LEVEL / val.classes)
+        found = intervals.share(int(lost[inside].sum()), max(1, count), level)
+        p_value = min(1.0, val.classes * _p_value(halves, val.classes, label))
         row = {"samples": count, "forgotten": found.value, "low": found.low, "high": found.high}
         rows.append(row | {"p_value": p_value})
     names = val.provenance.get("classes") or range(val.classes)
     return pd.DataFrame(rows, index=list(names)).rename_axis("class")
 
 
-def _p_value(lost: Mask, wrong: Mask, classes: int) -> float:
-    if not wrong.any():
-        return 1.0
-    test = binomtest(int(lost.sum()), int(wrong.sum()), 1 / classes, alternative="greater")
-    return float(test.pvalue)
+def _p_value(halves: list[Errors], classes: int, label: int | None = None) -> float:
+    """That guessing gets as many of the final errors right, of one class or of all."""
+    found = [1.0]
+    for labels, known in halves:
+        of = known if label is None else known[labels == label]
+        if len(of):
+            test = binomtest(int(of.sum()), len(of), 1 / classes, alternative="greater")
+            found.append(float(test.pvalue))
+    return min(1.0, 2 * min(found))

@@ -1,5 +1,6 @@
 """The diagnosis of records whose truth is known, and of real runs."""
 
+import dataclasses
 import json
 import re
 
@@ -10,6 +11,7 @@ from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
 from fmnlib.diagnosis import diagnose
 from fmnlib.fusion import fuse, right_samples
+from fmnlib.intervals import Gain
 from fmnlib.outside.tracker import Tracker
 from fmnlib.search import knowledge_fusion
 from fmnlib.study.report import page
@@ -83,6 +85,46 @@ def test_guessing_is_not_taken_for_knowledge():
     assert overfit <= 6  # one in twenty by chance
 
 
+def test_choosing_the_epoch_makes_no_false_alarms():
+    """Twenty epochs that guess what the end gets wrong; the test is of 5%."""
+    labels, alarms, runs = np.arange(400) % 10, 0, 300
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        predicted = rng.integers(0, 10, (20, 400), dtype=np.int32)
+        predicted[-1] = np.where(rng.random(400) < 0.7, labels, (labels + 1) % 10)
+        record = RunRecord.from_arrays(np.eye(10)[predicted], labels)
+        light = dataclasses.replace(record, probs=None, half="val")
+        alarms += diagnose(light).overfits
+    assert alarms <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5
+
+
+def test_intervals_hold_what_other_samples_show():
+    """The choice on few samples, judged by all: 95% intervals, which hold the choice as well."""
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 5, 6000), np.zeros((8, 6000, 5))
+    own, late = rng.normal(size=(2, 6000, 5))
+    for epoch in range(8):
+        logits[epoch] = own + late * epoch / 10 + rng.normal(size=(6000, 5))
+        logits[epoch, np.arange(6000), labels] += 1.5 + epoch / 10
+    record = RunRecord.from_arrays(np.exp(logits) / np.exp(logits).sum(2, keepdims=True), labels)
+    held = dict.fromkeys(("stopped", "over_stopped", "fused"), 0)
+    for seed in range(100):
+        few = np.random.default_rng(seed).choice(6000, 300, replace=False)
+        val = record.take(np.sort(few), "val")
+        found = diagnose(val, split=seed)
+        stopped = record.correct[found.early_epoch].mean()
+        fused = right_samples(fuse(record, knowledge_fusion(val)), labels).mean()
+        final = record.accuracy[-1]
+        truth = {
+            "stopped": stopped - final,
+            "over_stopped": fused - stopped,
+            "fused": fused - final,
+        }
+        for name, gain in truth.items():
+            held[name] += getattr(found, name).low <= gain <= getattr(found, name).high
+    assert min(held.values()) >= 91  # 95 less two deviations
+
+
 def test_what_only_a_mixture_knows_is_worth_distilling():
     labels = np.arange(400) % 4
     part = np.arange(400) // 4 % 4
@@ -98,8 +140,23 @@ def test_what_only_a_mixture_knows_is_worth_distilling():
     found = diagnose(RunRecord.from_arrays(probs, labels))
     assert found.over_stopped.low > 0
     assert found.networks > 1
+    assert found.stopped.low <= 0
     assert found.advice == "distil"
-    assert found.sentences[-1].startswith("Fuse, and distil the fusion: it beats early stopping")
+    assert "its gain is certain on these samples, that of early stopping is" in found.sentences[-1]
+    better = dataclasses.replace(found, stopped=Gain(0.05, 0.01, 0.09))
+    assert "Fuse, and distil the fusion: it beats early stopping by +" in better.sentences[-1]
+
+
+def test_no_checkpoint_is_advised_without_a_certain_gain():
+    found = diagnose(forgetful())
+    fused, none = Gain(0.04, 0.001, 0.08), Gain(0.0, -0.05, 0.05)
+    assert dataclasses.replace(found, stopped=none, over_stopped=none).advice == "distil"
+    assert (
+        dataclasses.replace(found, fused=None, stopped=none, over_stopped=None).advice == "leave"
+    )
+    assert dataclasses.replace(found, fused=none, stopped=none).advice == "leave"
+    assert dataclasses.replace(found, fused=fused, over_stopped=fused).advice == "distil"
+    assert dataclasses.replace(found, fused=fused, over_stopped=none).advice == "stop early"
 
 
 def test_the_gain_is_scored_on_samples_that_did_not_choose():

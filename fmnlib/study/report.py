@@ -46,7 +46,7 @@ def page(record: RunRecord, found: Diagnosis, fusion: Fusion | None, *, title: s
     """The page, as a string.
 
     Args:
-        record: The run.
+        record: The validation half that was diagnosed.
         found: Its diagnosis.
         fusion: Its fusion, whose weights are drawn; None where it has no probabilities.
         title: Heading.
@@ -82,8 +82,10 @@ def _table(found: Diagnosis) -> str:
     for column in ("forgotten", "low", "high"):
         shown[column] = (100 * shown[column]).map("{:.1f}%".format)
     shown["p_value"] = shown["p_value"].map("{:.3g}".format)
-    head = f"Share of each class that epoch {found.epoch} knew and the final network does not"
-    caption = f"{head}; intervals and p-values hold for all classes together."
+    head = f"Share of each class that was right in mid-training, after epoch {found.epoch} or so"
+    caption = (
+        f"{head}, and is wrong at the end; intervals and p-values hold for all classes together."
+    )
     named = shown.rename(columns={"p_value": "p-value"}).reset_index()
     table = named.to_html(index=False, border=0)
     return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
