@@ -169,7 +169,7 @@ def _bare_epochs(config: RunConfig, data: DataSet, evaluate: bool) -> list[float
 
     step = Step(config, data, parts, criterion, World(), graphs=True)
     seconds = []
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for epoch in range(config.epochs):
             wait(data.device)
             start = time.perf_counter()

@@ -52,7 +52,7 @@ def train_run(
     from fmnlib.study import runs
     from fmnlib.training.train import train
 
-    deadline = time.monotonic() + 60 * max_minutes
+    deadline = _deadline(max_minutes)
     record = train(config, runs.folder(config), device=device, deadline=deadline)
     show({"run": config.id} | facts(record), as_json)
 
@@ -101,14 +101,20 @@ def distill_run(
         record.config, "kf", members, temperature=temperature, soft_share=soft_share
     )
     config = dataclasses.replace(config, teacher_views=teacher_views)
-    deadline = time.monotonic() + 60 * max_minutes
-    student = distill(config, members, place.parent / config.id, device=device, deadline=deadline)
+    folder, deadline = place.parent / config.id, _deadline(max_minutes)
+    student = distill(config, members, folder, device=device, deadline=deadline)
     told = {
         "test accuracy, single": accuracy(test, single(test)),
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
     show({"student": config.id} | told | {"split": split}, as_json)
+
+
+def _deadline(minutes: float) -> float:
+    if math.isnan(minutes):
+        raise InputError("max_minutes is nan; give a number of minutes")
+    return time.monotonic() + 60 * minutes
 
 
 def _fusion_of(place: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
@@ -173,11 +179,10 @@ def grid_of_runs(
     try:
         if not status:
             left = [cell for cell in cells if cell.id not in there]
-            deadline = time.monotonic() + 60 * max_minutes
-            grid.work(left, device=device, workers=workers, deadline=deadline)
+            grid.work(left, device=device, workers=workers, deadline=_deadline(max_minutes))
     finally:
         rows = grid.status(cells, there)
-        if out is not None:
+        if out is not None and not status:
             grid.publish(cells, out)
         if as_json:
             print(json.dumps(rows))

@@ -43,13 +43,15 @@ def score(run: str, *, split: int = 0, html: Path | None = None, as_json: Json =
     """
     from fmnlib.diagnosis import diagnose
 
+    if html is not None and html.is_dir():
+        raise InputError(f"html is {html}, a folder; give the name of a file, such as report.html")
     record = load(run)
     found = diagnose(record, split=split)
     if html is not None:
         from fmnlib.study.report import page
 
         val = record.split(split)[0] if record.half == "all" else record
-        fusion = None if val.probs is None else knowledge_fusion(val, window=_window(val))
+        fusion = None if val.probs is None else knowledge_fusion(val)
         text = page(val, found, fusion, title=f"What {Path(run).name} forgot")
         write_whole(html, text.encode())
     if as_json:
@@ -98,8 +100,7 @@ def fuse(
     shares = np.arange(0, 1.005, 0.01) if grid else None
 
     def search(val: RunRecord) -> Fusion:
-        wide = _window(val) if window is None else window
-        return knowledge_fusion(val, window=wide, max_picks=max_picks, grid=shares)
+        return knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
 
     if files.checkpoints:
         show(fuse_files(files, search, split) | {"split": split}, as_json)
@@ -163,7 +164,3 @@ def show(rows: Mapping[str, Any], as_json: bool) -> None:
     for name, value in rows.items():
         text = f"{value:.1%}" if isinstance(value, float) else str(value)
         print(f"{name:<38} {text}")
-
-
-def _window(record: RunRecord) -> int:
-    return min(1, (len(record.kept) - 1) // 2)

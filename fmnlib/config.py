@@ -231,7 +231,7 @@ class RunConfig:
         """
         try:
             return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no config ({error}); move its folder away") from error
 
     @classmethod

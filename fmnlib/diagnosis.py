@@ -169,7 +169,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     errors = _tested(val, split)
     epoch = int(scores.forget_fraction(correct).argmax())
     last_right = scores.last_correct_epoch(correct)[correct[epoch] & wrong]
-    whole = knowledge_fusion(val, window=_window(val)) if fused is not None else None
+    whole = knowledge_fusion(val) if fused is not None else None
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
@@ -209,13 +209,9 @@ def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
         lost[here] = rest.correct[epoch] & ~rest.correct[-1]
         stopped[here] = rest.correct[int(early_stopping(chosen).weights.argmax())]
         if val.probs is not None:
-            kf = knowledge_fusion(chosen, window=_window(val))
+            kf = knowledge_fusion(chosen)
             fused[here] = right_samples(fuse(rest, kf), rest.labels)
     return lost, stopped, None if val.probs is None else fused
-
-
-def _window(record: RunRecord) -> int:
-    return min(1, (len(record.kept) - 1) // 2)
 
 
 def _tested(val: RunRecord, seed: int) -> list[Errors]:

@@ -73,7 +73,11 @@ class Fusion:
             fields = json.loads(path.read_text())
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
             weights, split = np.array(fields["weights"], np.float64), fields.get("split")
-            return cls(weights, picks, int(fields["window"]), split)
+            if weights.ndim != 1 or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+                raise ValueError("weights")
+            return cls(
+                weights, picks, int(fields["window"]), None if split is None else int(split)
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 
@@ -115,6 +119,7 @@ def single(record: RunRecord, epoch: int | None = None) -> Fusion:
 def early_stopping(val: RunRecord) -> Fusion:
     """The network with the best validation accuracy, the earliest one at a tie."""
     refuse_test(val)
+    _enough(val, 1)
     return _weigh(val, [int(val.accuracy[val.kept].argmax())])
 
 

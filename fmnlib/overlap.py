@@ -78,11 +78,13 @@ def agreement(
 
 
 def p_value(observed: float, chance: Float[np.ndarray, " rounds"]) -> float:
-    """How likely chance does as well: a one-sided permutation test, never 0.
+    """How likely chance does as well: a one-sided permutation test, never 0; NaN of a NaN.
 
     >>> p_value(3.0, np.array([1.0, 2.0, 3.0]))
     0.5
     """
+    if np.isnan(observed):
+        return float("nan")
     return float((1 + (chance >= observed).sum()) / (1 + len(chance)))
 
 

@@ -32,7 +32,7 @@ __all__ = ["exhaustive_fusion", "knowledge_fusion"]
 def knowledge_fusion(
     val: RunRecord,
     *,
-    window: int = 1,
+    window: int | None = None,
     max_picks: int | None = None,
     grid: Float[np.ndarray, " shares"] | None = None,
 ) -> Fusion:
@@ -44,7 +44,8 @@ def knowledge_fusion(
 
     Args:
         val: The validation half of a run.
-        window: Kept epochs averaged on either side of a pick (clipped at the ends), w.
+        window: Kept epochs averaged on either side of a pick (clipped at the ends), w. Where not
+            given, the papers' 1, or 0 if fewer than three epochs are kept.
         max_picks: 1 is the papers' "(i)"; None goes on to the end, "(inf)".
         grid: Shares to try, such as the papers' `np.arange(0, 1.005, 0.01)`. Where not given,
             the share is exact: the middle of the widest interval of best accuracy.
@@ -57,27 +58,29 @@ def knowledge_fusion(
     """
     if grid is not None and not (len(grid) and 0 <= grid.min() <= grid.max() <= 1):
         raise InputError(f"the grid of shares is {grid}; give shares from 0 to 1")
-    probs = kept_probs(val)
+    probs, wide = kept_probs(val), _window(val, window)
     correct = val.correct[val.kept]
 
     def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
         row = int(forget_fraction(correct, right).argmax())
-        candidate = _window_mean(probs, row, window)
+        candidate = _window_mean(probs, row, wide)
         if grid is not None:
             accuracy = [right_samples(_mix(fused, candidate, s), val.labels).mean() for s in grid]
             return row, float(grid[int(np.argmax(accuracy))]), candidate
         return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
-    return _fuse_greedily(val, window, max_picks, propose)
+    return _fuse_greedily(val, wide, max_picks, propose)
 
 
-def exhaustive_fusion(val: RunRecord, *, window: int = 1, max_picks: int | None = None) -> Fusion:
+def exhaustive_fusion(
+    val: RunRecord, *, window: int | None = None, max_picks: int | None = None
+) -> Fusion:
     """As `knowledge_fusion`, but each pick is the best of all epochs at their exact best shares.
 
     It selects among many more candidates on the same samples, so it follows the noise of the
     validation half more closely; compare the two on other samples.
     """
-    probs = kept_probs(val)
+    probs, wide = kept_probs(val), _window(val, window)
     samples, labels = np.arange(len(val.labels))[:, None], val.labels
 
     def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
@@ -88,18 +91,18 @@ def exhaustive_fusion(val: RunRecord, *, window: int = 1, max_picks: int | None 
         strongest, bounds = rivals.argmax(axis=1), []
         for row, predicted in enumerate(val.predicted[val.kept]):
             few = samples, np.stack([labels, strongest, predicted], axis=1)
-            candidate = _window_mean(probs, row, window, few)
+            candidate = _window_mean(probs, row, wide, few)
             ends = share_intervals(fused[few], candidate, np.zeros_like(labels))
             bounds.append(best_share(*ends)[1])
         best = (-1, 0.0, 0, 0.0)
         for row in np.argsort(bounds)[::-1].tolist():
             if bounds[row] >= best[0]:
-                ends = share_intervals(fused, _window_mean(probs, row, window), labels)
+                ends = share_intervals(fused, _window_mean(probs, row, wide), labels)
                 share, count, width = best_share(*ends)
                 best = max(best, (count, width, -row, share))
-        return -best[2], best[3], _window_mean(probs, -best[2], window)
+        return -best[2], best[3], _window_mean(probs, -best[2], wide)
 
-    return _fuse_greedily(val, window, max_picks, propose)
+    return _fuse_greedily(val, wide, max_picks, propose)
 
 
 def _fuse_greedily(
@@ -110,9 +113,6 @@ def _fuse_greedily(
 ) -> Fusion:
     refuse_test(val)
     probs = kept_probs(val)
-    if not 0 <= 2 * window < len(probs):
-        most = (len(probs) - 1) // 2
-        raise InputError(f"window is {window} with {len(probs)} kept epochs; allow 0 to {most}")
     if max_picks is not None and max_picks < 1:
         raise InputError(f"max_picks is {max_picks}; allow 1 or more, or none for no limit")
     weights = single(val).weights
@@ -131,6 +131,15 @@ def _fuse_greedily(
         weights[chosen] += share / len(chosen)
         picks.append((int(val.kept[row]), share))
     return Fusion(weights, tuple(picks), window)
+
+
+def _window(val: RunRecord, window: int | None) -> int:
+    most = (len(val.kept) - 1) // 2
+    if window is None:
+        return min(1, most)
+    if not 0 <= window <= most:
+        raise InputError(f"window is {window} with {len(val.kept)} kept epochs; allow 0 to {most}")
+    return window
 
 
 def _window_mean(

@@ -158,7 +158,10 @@ def test_people_are_told_how_the_images_were_read(fmn):
     [
         ("--size 0", "size is 0 and resize is 8; give 1 or more"),
         ("--mean 0.5 0.5", "mean is (0.5, 0.5) and std is (0.5,); give one or three numbers"),
-        ("--mean 0.5 0.5 0.5 --std 1 1 1", "the model takes no images of shape [3, 8, 8] ("),
+        (
+            "--mean 0.5 0.5 0.5 --std 1 1 1",
+            "the model gives no logits for images of shape [3, 8, 8] (",
+        ),
         ("--model torchvision:resnet18 --mean 0 0 0 --std 1 1 1", "e0.pt does not fit: 0.bias is"),
         ("--model torchvision:resnet1", "torchvision has no network 'resnet1'; did you mean"),
         ("--model nowhere.py", "which function of it? Give nowhere.py:FUNCTION"),

@@ -143,8 +143,9 @@ def maker(name: str, *, classes: int, view: View) -> Maker:
     make = getattr(module, function)
     try:
         made = make()
-    except TypeError as error:
-        raise InputError(f"{name} cannot be called ({error}); it must need no argument") from error
+    except Exception as error:  # whatever a function of the user's raises
+        told = f"{name} cannot be called ({error!r})"
+        raise InputError(f"{told}; it must need no argument, and return the network") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"{name} returned a {type(made).__name__}; return the network")
     return make
@@ -176,10 +177,11 @@ def record_checkpoints(
         fit(model, read_state(path), str(path))
         parts = pictures.images.split(batch)
         try:
-            logits = [model(view.normalize(part.to(device))).float().cpu() for part in parts]
-        except RuntimeError as error:
+            said = (model(view.normalize(part.to(device))) for part in parts)
+            logits = [getattr(output, "logits", output).float().cpu() for output in said]
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason, shape = str(error).partition("\n")[0], list(parts[0].shape[1:])
-            told = f"the model takes no images of shape {shape} ({reason})"
+            told = f"the model gives no logits for images of shape {shape} ({reason})"
             raise InputError(f"{told}; check their size and the number of means") from error
         probs.append(torch.cat(logits).softmax(1))
         if not probs[-1].isfinite().all():

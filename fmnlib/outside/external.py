@@ -86,6 +86,9 @@ def fuse_files(files: Files, search: Search, split: int) -> dict[str, Any]:
     about = _check(files)
     view = View(size=files.size, resize=files.resize, mean=files.mean, std=files.std)
     device, paths = pick_device(files.device), checkpoints.find_checkpoints(files.checkpoints)
+    if split < 0:
+        raise InputError(f"the split's seed is {split}; give 0 or more")
+    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
     pictures = read_pictures(files.data or Path(), view)
     train = None if files.train is None else read_pictures(files.train, view)
     if train is not None and train.classes != pictures.classes:

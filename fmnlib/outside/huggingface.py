@@ -38,7 +38,8 @@ class RecordEpochs(TrainerCallback):
     ) -> None:
         """Open the folder, at the epoch that training starts from."""
         if state.is_world_process_zero:
-            self.watch = Watch(self.folder, self.batches, start=round(state.epoch or 0))
+            whole = int((state.epoch or 0) + 1e-6)  # a checkpoint may lie within an epoch
+            self.watch = Watch(self.folder, self.batches, start=whole)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any

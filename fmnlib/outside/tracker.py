@@ -83,8 +83,10 @@ class Tracker:
             head = {"labels": self.labels.tolist(), "classes": classes}
             write_whole(self.folder / "tracked.json", json.dumps(head).encode())
             self._classes = classes
-        for file in (self.folder / "checkpoints").glob("epoch_[0-9]*.safetensors"):
-            if int(file.stem.removeprefix("epoch_")) >= self.epochs:  # a loop went further before
+        for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
+            if (
+                file.stem[6:].isdigit() and int(file.stem.removeprefix("epoch_")) >= self.epochs
+            ):  # a loop went further before
                 file.unlink()
         if model is not None:
             _save(self.folder / "checkpoints" / f"epoch_{self.epochs:04d}.safetensors", model)

@@ -34,8 +34,12 @@ class Watch:
     """
 
     def __init__(self, folder: Path | str, batches: Iterable[Any], *, start: int = 0) -> None:
+        if isinstance(batches, Iterator):
+            kind = type(batches).__name__
+            raise InputError(f"batches are a {kind}, read once; give a DataLoader or a list")
         with _undisturbed():
-            labels = torch.cat([_labels(batch) for batch in batches])
+            found = [_labels(batch) for batch in batches]
+        labels = torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
         self.batches, self.tracker = batches, Tracker(folder, labels, start=start)
 
     def note(self, model: nn.Module) -> float:

@@ -150,7 +150,7 @@ def mislabelled(val: RunRecord, confused_with: Mapping[int, int], seed: int = 0)
 def share_accuracy(
     record: RunRecord, epoch: int, window: int, shares: Float64[np.ndarray, " shares"]
 ) -> Float64[np.ndarray, " shares"]:
-    """Accuracy of the final model mixed with the window of an epoch, at each share of it.
+    """Accuracy of the final model mixed with the window of an epoch, at shares between 0 and 1.
 
     >>> probs = np.array([[[0.9, 0.1]], [[0.4, 0.6]]])
     >>> record = RunRecord.from_arrays(probs, [0])

@@ -131,9 +131,19 @@ def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[s
 
 
 def published(target: Path) -> dict[str, dict[str, Any]]:
-    """What `publish` wrote, by the ids of the cells; empty where it wrote nothing."""
+    """What `publish` wrote, by the ids of the cells; empty where it wrote nothing.
+
+    Raises:
+        InputError: If the folder is none, or its file is damaged.
+    """
     file = target / "results.json"
-    return json.loads(file.read_text())["cells"] if file.exists() else {}
+    if target.exists() and not target.is_dir():
+        raise InputError(f"out is {target}, which is a file; give a folder")
+    try:
+        return dict(json.loads(file.read_text())["cells"]) if file.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = f"{file} holds no results ({error!r})"
+        raise InputError(f"{told}; move it away, or give another folder") from error
 
 
 def publish(every: Sequence[Cell], target: Path) -> int:

@@ -215,6 +215,8 @@ def make_all(
     Raises:
         Paused: If jobs are left for the deadline.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; allowed is at least 1")
     workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
     if workers == 1:
         while todo := jobs():

@@ -129,7 +129,7 @@ def _add_noise(
         whole = config.dataset if config.classes == "all" else ""
         return noise.asymmetric(labels, confused_with(whole, classes), rate, seed)
     if kind == "matrix":
-        return noise.transition(labels, _read_matrix(Path(file)), seed)
+        return noise.transition(labels, _read_matrix(Path(file), classes), seed)
     if kind == "human":
         path = data_root() / "cifar100n" / "cifar100n_human.npz"
         if config.dataset != "cifar100" or not path.exists():
@@ -140,11 +140,15 @@ def _add_noise(
     return labels, np.zeros(len(labels), bool)
 
 
-def _read_matrix(path: Path) -> np.ndarray:
+def _read_matrix(path: Path, classes: int) -> np.ndarray:
     try:
-        return np.loadtxt(path, delimiter=",", ndmin=2)
+        matrix = np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, ValueError) as error:
         raise InputError(f"noise matrix {path}: {error}; give rows of numbers as CSV") from error
+    if matrix.shape != (classes, classes):
+        told = f"noise matrix {path} is {' x '.join(map(str, matrix.shape))}"
+        raise InputError(f"{told}; give {classes} x {classes}, a row for each true class")
+    return matrix
 
 
 def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,14 @@
 """A run's folder: one run's, and one process's at a time."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from fmnlib.config import InputError, RunConfig
@@ -14,7 +16,7 @@ from fmnlib.files import write_whole
 from fmnlib.record import RunRecord
 from fmnlib.training.parallel import ALONE, World
 
-__all__ = ["alone", "once"]
+__all__ = ["alone", "check_labels", "once"]
 
 
 @contextmanager
@@ -48,6 +50,22 @@ def alone(config: RunConfig, folder: Path, world: World = ALONE) -> Iterator[Non
         yield
     finally:
         lock.release()
+
+
+def check_labels(folder: Path, labels: np.ndarray) -> None:
+    """Refuse to go on, or to answer, with what a run learned from other labels.
+
+    A config names a file of noise or a folder of images, not what is in it.
+
+    Raises:
+        InputError: If the labels are not those that the run began with.
+    """
+    digest, file = hashlib.sha256(labels.tobytes()).hexdigest(), folder / "labels.sha256"
+    if not file.exists():
+        write_whole(file, digest.encode())
+    elif file.read_text() != digest:
+        told = f"{folder} was trained on other labels than its settings give now"
+        raise InputError(f"{told}; move it away to train anew, or bring the old labels back")
 
 
 def once(config: RunConfig, folder: Path, make: Callable[[], RunRecord]) -> RunRecord:

@@ -40,9 +40,9 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
     if kind == "torchvision":
         return _from_torchvision(torchvision_name, classes, channels, side)
     if name == "convnet":
-        return _convnet(channels, classes, round(16 * width))
+        return _convnet(channels, classes, max(1, round(16 * width)))
     if name == "mlp":
-        hidden = round(256 * width)
+        hidden = max(1, round(256 * width))
         layers = [nn.Linear(channels * side**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
         return nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), nn.Linear(hidden, classes))
     stages = {"resnet8": (16, [1] * 3), "resnet20": (16, [3] * 3), "resnet18": (64, [2] * 4)}
@@ -50,7 +50,7 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
         known = ", ".join(["convnet", "mlp", *stages, "torchvision:NAME"])
         raise InputError(f"model is {name!r}; known are {known}")
     first, blocks = stages[name]
-    return _resnet(channels, classes, round(first * width), blocks)
+    return _resnet(channels, classes, max(1, round(first * width)), blocks)
 
 
 def arithmetic(precision: str, device: torch.device) -> torch.autocast:

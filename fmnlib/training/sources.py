@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,11 @@ def download(dataset: str) -> Path:
     name, folder = _torchvision(dataset)
     import torchvision.datasets
 
-    getattr(torchvision.datasets, name)(data_root() / folder, download=True)
+    try:
+        getattr(torchvision.datasets, name)(data_root() / folder, download=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot be fetched ({reason}); is there a network?") from error
     return data_root() / folder
 
 
@@ -97,6 +101,9 @@ def _from_torchvision(dataset: str) -> Arrays:
     except RuntimeError as error:
         where = f"{name} was not found in {root}"
         raise InputError(f"{where}; run `fmn download {dataset}` or set FMN_DATA") from error
+    except Exception as error:  # torchvision asserts, unpickles and slices what it reads
+        told = f"{name} in {root} is damaged ({error!r:.90})"
+        raise InputError(f"{told}; move it away and run `fmn download {dataset}`") from error
     images = [np.asarray(part.data) for part in parts]
     nchw = [x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2) for x in images]
     labels = [np.asarray(part.targets).astype(np.int64) for part in parts]
@@ -118,7 +125,7 @@ def _folder(root: Path, side: int) -> Arrays:
         raise InputError(
             f"{root}: the classes of train/ and {evaluation}/ differ; make them equal"
         )
-    images = [np.stack([image.numpy() for image, _ in part]) for part in parts]
+    images = [_stacked([file for file, _ in part.samples], transform) for part in parts]
     labels = [np.array(part.targets, np.int64) for part in parts]
     return images[0], labels[0], images[1], labels[1]
 
@@ -128,17 +135,28 @@ def _animal10n(root: Path, side: int) -> Arrays:
 
     The training labels are people's, about 8% of them wrong (Song et al., 2019).
     """
-    from torchvision.datasets.folder import default_loader
-
     transform, arrays = _square(side), []
     for part in ("training", "testing"):
         files = sorted((root / part).glob("[0-9]*.*"))
         if not files:
             wanted = "files such as 3_1234.jpg, where 3 is the class"
             raise InputError(f"{root / part} holds no images; put there {wanted}")
-        arrays.append(np.stack([transform(default_loader(str(file))).numpy() for file in files]))
+        arrays.append(_stacked(files, transform))
         arrays.append(np.array([int(file.name[0]) for file in files], np.int64))
     return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+def _stacked(files: Sequence[Path | str], transform: Callable[..., Tensor]) -> np.ndarray:
+    from torchvision.datasets.folder import default_loader
+
+    images = []
+    for file in files:
+        try:
+            images.append(transform(default_loader(str(file))).numpy())
+        except (OSError, ValueError) as error:
+            told = f"{file} cannot be read as an image ({error})"
+            raise InputError(f"{told}; mend it, or move it away") from error
+    return np.stack(images)
 
 
 def _square(side: int) -> Callable[..., Tensor]:

@@ -143,13 +143,17 @@ class Step:
         held = images.clone(memory_format=torch.preserve_format), index.clone()
         graph = torch.cuda.CUDAGraph()
         self.parts.optimizer.zero_grad(set_to_none=True)
+        usual, reason = torch.cuda.current_stream(), ""
         try:
             # The last epoch may be on its way to the disk in another thread.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._take(*held)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0] or "unknown"
+        if reason:  # after the error, which holds what the failed step allocated, is let go
             warnings.warn(f"steps cannot be captured, going on without ({reason})", stacklevel=2)
+            torch.cuda.set_stream(usual)
+            self.parts.optimizer.zero_grad(set_to_none=True)
             self._graphs = False
             self._take(images, index)
             return

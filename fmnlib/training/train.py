@@ -24,7 +24,7 @@ from fmnlib.training import data as datasets
 from fmnlib.training.background import Background
 from fmnlib.training.checkpoint import checkpoint_path, lossless, pack
 from fmnlib.training.dataset import Data, DataSet
-from fmnlib.training.folder import alone
+from fmnlib.training.folder import alone, check_labels
 from fmnlib.training.models import arithmetic, build, in_half
 from fmnlib.training.parallel import ALONE, World, join, shared_batchnorm
 from fmnlib.training.recorder import Recorder, Seen
@@ -77,10 +77,15 @@ def train(
         raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
     world, place = join(pick_device(device))
     data = datasets.load(config, place) if data is None else data
+    if len(data.labels) < 2:
+        raise InputError(f"{config.dataset} gives {len(data.labels)} training samples; take more")
     criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
     with torch.device("meta"):  # a network that cannot be built leaves no folder behind
         _network(config, data)
-    with alone(config, folder, world), torch.random.fork_rng():
+    gpus = [place] if place.type == "cuda" else []
+    with alone(config, folder, world), torch.random.fork_rng(gpus):
+        if world.first:
+            check_labels(folder, data.labels.cpu().numpy())
         if not (folder / "record.npz").exists():
             parts = _start(config, data, initial, world)
             step = Step(config, data, parts, criterion, world, graphs)
@@ -106,7 +111,10 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("meta holds no numbers")
+        return found
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device is {device!r}, which is not here; use cpu or auto") from error
 
@@ -213,7 +221,8 @@ def _train_epoch(step: Step, epoch: int) -> float:
     seed, samples = _mixed_seed(config.seed, epoch), len(data.labels)
     generator = torch.Generator(data.device).manual_seed(seed)
     order = torch.randperm(samples, generator=generator, device=data.device)
-    batches = order.tensor_split(math.ceil(samples / config.batch_size))  # no tail of one sample
+    steps = min(math.ceil(samples / config.batch_size), samples // 2)  # no batch of one sample
+    batches = order.tensor_split(steps)
     parts = [step.world.part(index) for index in batches]
     step.begin(seed)
     lr = math.nan
