@@ -123,6 +123,10 @@ def test_real_images(fmn, real_data, dataset):
         ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
         ("train --optimizer lion", 'Invalid value "lion" for --optimizer. Choose from'),
         ("train --device toaster", "device is 'toaster', which is not here"),
+        ("train --device meta", "device is 'meta', which is not here"),
+        ("train --max-minutes nan", "max_minutes is nan; give a number of minutes"),
+        ("train --train-samples 1", "digits gives 1 training samples; take more"),
+        ("score nothing --html /tmp", "html is /tmp, a folder; give the name of a file"),
         ("train --teacher kf", "teacher is 'kf' in a plain run; students: `fmn distill`"),
         ("trian", 'Unknown command "trian". Did you mean "train"?'),
         ("score nothing", "no run in .* begins with 'nothing'; `fmn runs` lists them"),
@@ -182,6 +186,33 @@ def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
 def test_a_run_that_is_not_finished_is_told(fmn):
     fmn("train", *QUICK, "--max-minutes", 0)
     assert "is not finished; the same `fmn train` goes on with it" in told(fmn, "score", "digits")
+
+
+def test_a_changed_noise_matrix_is_not_taken_for_the_old_one(fmn, tmp_path, runs_root):
+    matrix = tmp_path / "mm.csv"
+    words = f"train --train-samples 50 --epochs 2 --noise matrix:{matrix}".split()
+    np.savetxt(matrix, np.eye(10), delimiter=",")
+    assert fmn(*words)[0] == 0
+    before = {path: path.read_bytes() for path in runs_root.rglob("*.npz")}
+    np.savetxt(matrix, np.roll(np.eye(10), 1, axis=1), delimiter=",")
+    assert "was trained on other labels than its settings give now" in told(fmn, *words)
+    assert before == {path: path.read_bytes() for path in runs_root.rglob("*.npz")}
+
+
+def test_short_runs_and_small_networks_go_all_the_way(fmn):
+    """Two epochs allow no window; three images in batches of two would leave one alone."""
+    few = "--train-samples 3 --batch-size 2 --epochs 2 --width 0.01".split()
+    assert fmn("train", *few)[0] == 0
+    code, out, _ = fmn("distill", "digits", "--json")
+    assert (code, "student" in json.loads(out)) == (0, True)
+
+
+def test_a_fusion_that_is_none_is_told(fmn, runs_root):
+    run = json.loads(fmn("train", *QUICK, "--json")[1])["run"]
+    for weights in ([1.5, *[0.0] * 23, -0.5], 1, [[1.0]], [float("nan")] * 25):
+        content = {"weights": weights, "picks": [], "window": 0}
+        (runs_root / run / "fusion.json").write_text(json.dumps(content))
+        assert "fusion.json holds no fusion; write one with `fmn fuse" in told(fmn, "distill", run)
 
 
 def test_a_full_disk_is_told_in_one_line(runs_root):

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,27 @@ def test_matrix_noise_is_read_from_a_file(tmp_path):
     np.savetxt(file, np.roll(np.eye(10), 1, axis=1), delimiter=",")
     clean, noisy = load(RunConfig()), load(RunConfig(noise=f"matrix:{file}"))
     assert torch.equal(noisy.labels, (clean.labels + 1) % 10)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (10, 12)])
+def test_a_noise_matrix_has_a_row_and_a_column_for_each_class(tmp_path, shape):
+    np.savetxt(tmp_path / "m.csv", np.eye(*shape), delimiter=",")
+    with pytest.raises(InputError, match=rf"is {shape[0]} x {shape[1]}; give 10 x 10"):
+        load(RunConfig(noise=f"matrix:{tmp_path}/m.csv"))
+
+
+def test_a_damaged_image_and_a_damaged_data_set_are_named(tmp_path, monkeypatch, real_data):
+    root = image_folder(tmp_path / "pets")
+    image = root / "test" / "dog" / "3.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"dog/3\.png cannot be read as an image .*; mend it"):
+        load(RunConfig(dataset=f"folder:{root}"))
+    shutil.copytree(real_data / "fashionmnist", tmp_path / "fashionmnist")
+    for file in (tmp_path / "fashionmnist").rglob("*ubyte"):
+        file.write_bytes(file.read_bytes()[:1000])
+    monkeypatch.setenv("FMN_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="FashionMNIST in .* is damaged .*; move it away and run"):
+        load(RunConfig(dataset="fashion_mnist"))
 
 
 def image_folder(root, classes=("cat", "dog"), count=6):

@@ -221,6 +221,7 @@ def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
         ("import nowhere_at_all", "cannot be imported (ModuleNotFoundError"),
         ("def build(classes): ...", "it must need no argument"),
         ("def build(): return 7", "returned a int; return the network"),
+        ("def build(): return 1 / 0", "cannot be called (ZeroDivisionError"),
     ],
 )
 def test_a_function_that_makes_no_network_is_told(tmp_path, body, told):
@@ -317,6 +318,13 @@ def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path
     image.write_bytes(image.read_bytes()[:40])
     with pytest.raises(InputError, match=rf"{image.name} cannot be read as an image .*; mend it"):
         read_pictures(tmp_path / "val", VIEW)
+
+
+def test_bad_options_leave_no_record_behind(fmn, tmp_path):
+    for words in ("--window 20", "--split -1", "--max-picks 0"):
+        code, _, err = fmn(f"{words} --save-record {tmp_path}/seen.npz")
+        assert (code, "predicting" in err) == (2, False)
+        assert not (tmp_path / "seen.npz").exists()
 
 
 def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
 )
@@ -25,6 +27,7 @@ from fmnlib.config import InputError
 from fmnlib.diagnosis import diagnose
 from fmnlib.outside import huggingface, lightning
 from fmnlib.outside.checkpoints import fit, read_state
+from fmnlib.outside.tracker import Tracker
 from fmnlib.search import knowledge_fusion
 
 
@@ -142,6 +145,21 @@ def hf_train(root, epochs, callbacks, data, resume=None, save="no"):
     trainer = HFTrainer(model, arguments, train_dataset=rows(*data), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     return model
+
+
+@pytest.mark.parametrize(
+    ("epoch", "start"), [(None, 0), (0.6, 0), (1.6, 1), (2.0, 2), (2.9999999, 3)]
+)
+def test_hugging_face_goes_on_from_within_an_epoch(tmp_path, digits, epoch, start):
+    _, _, val, labels = digits
+    tracker = Tracker(tmp_path, labels.tolist())
+    for _ in range(start):
+        tracker.note(np.eye(10)[labels])
+    batches = DataLoader(rows(val, labels), 200, collate_fn=default_data_collator)
+    callback = huggingface.RecordEpochs(tmp_path, batches)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    callback.on_train_begin(arguments, TrainerState(epoch=epoch), TrainerControl())
+    assert callback.watch.tracker.epochs == start
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")

@@ -155,6 +155,14 @@ def test_search_equals_plain_loops(search, window, kind):
 
 
 @pytest.mark.parametrize("search", SEARCHES)
+def test_two_epochs_allow_no_window(search):
+    record = make("fine", seed=4, epochs=2, samples=80)
+    assert SEARCHES[search](record).window == 0
+    with pytest.raises(InputError, match="window is 1 with 2 kept epochs; allow 0 to 0"):
+        SEARCHES[search](record, window=1)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
 def test_weights_are_algorithm_1_flattened(search):
     record = make("fine", seed=4, epochs=9, samples=80)
     found = SEARCHES[search](record, window=1)

@@ -80,6 +80,27 @@ def test_what_another_machine_published_stays_and_is_not_made_again(
     assert content[tiny[0].id] == elsewhere[tiny[0].id]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"cells": '])
+def test_damaged_results_are_told_before_the_work(tiny, tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=r"results\.json holds no results .*; move it away"):
+        published(tmp_path)
+    with pytest.raises(InputError, match="which is a file; give a folder"):
+        published(tmp_path / "results.json")
+
+
+def test_workers_are_one_or_more(tiny):
+    with pytest.raises(InputError, match="workers is -1; allowed is at least 1"):
+        work(tiny, device="cpu", workers=-1)
+
+
+def test_asking_what_is_left_writes_nothing(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grid, "cells", lambda name: tiny)
+    words = ["grid", "tiny", "--status", "--json", "--out", str(tmp_path / "new")]
+    app(words, result_action="return_value")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_command_says_what_is_left(tiny, capsys, monkeypatch):
     monkeypatch.setattr(grid, "cells", lambda name: tiny)
     app(["grid", "tiny", "--status", "--json"], result_action="return_value")

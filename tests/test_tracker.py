@@ -209,6 +209,22 @@ def loader(shuffle=False):
     return torch.utils.data.DataLoader(data, 4, shuffle=shuffle)
 
 
+def test_batches_that_can_be_read_once_are_refused(tmp_path):
+    with pytest.raises(InputError, match="batches are a zip, read once; give a DataLoader"):
+        Watch(tmp_path / "t", zip([torch.eye(2)], [torch.arange(2)]))
+    with pytest.raises(InputError, match="labels are empty"):
+        Watch(tmp_path / "t", [])
+
+
+def test_a_checkpoint_of_the_users_own_is_left_alone(tmp_path):
+    tracker = noted(tmp_path / "t", 1)
+    own = tmp_path / "t" / "checkpoints" / "epoch_0002_best.safetensors"
+    own.parent.mkdir(exist_ok=True)
+    own.touch()
+    tracker.note(outputs(1))
+    assert own.exists()
+
+
 def test_watching_changes_nothing(tmp_path):
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
     net[1].eval()  # frozen by its owner

@@ -98,10 +98,10 @@ def _from_torchvision(dataset: str) -> Arrays:
     root = data_root() / folder
     try:
         parts = [getattr(torchvision.datasets, name)(root, train=train) for train in (True, False)]
-    except RuntimeError as error:
-        where = f"{name} was not found in {root}"
-        raise InputError(f"{where}; run `fmn download {dataset}` or set FMN_DATA") from error
     except Exception as error:  # torchvision asserts, unpickles and slices what it reads
+        if "not found" in str(error):
+            where = f"{name} was not found in {root}"
+            raise InputError(f"{where}; run `fmn download {dataset}` or set FMN_DATA") from error
         told = f"{name} in {root} is damaged ({error!r:.90})"
         raise InputError(f"{told}; move it away and run `fmn download {dataset}`") from error
     images = [np.asarray(part.data) for part in parts]
