@@ -4,7 +4,14 @@ import torch
 from torch import nn
 
 from fmnlib import InputError
-from fmnlib.training.models import average_weights, build, mix_probs, reestimate_batchnorm
+from fmnlib.training.checkpoint import lossless, rounded
+from fmnlib.training.models import (
+    arithmetic,
+    average_weights,
+    build,
+    mix_probs,
+    reestimate_batchnorm,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,18 @@ def test_networks_have_their_published_size(name, classes, millions):
 def test_networks_take_any_images(name, channels, side):
     net = build(name, classes=7, channels=channels, side=side)
     assert net(torch.zeros(2, channels, side, side)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision:swin_t", "torchvision:convnext_tiny"])
+def test_checkpoints_in_half_predict_bit_for_bit(name):
+    """Tables of positions and layer scales are matrices too, but no pass rounds them."""
+    torch.manual_seed(0)
+    net, other = (build(name, classes=5, channels=3, side=32).eval() for _ in range(2))
+    other.load_state_dict(lossless(net.state_dict(), rounded(net)))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), arithmetic("bfloat16", torch.device("cpu")):
+        assert torch.equal(net(images), other(images))
+    assert 0.2 < len(rounded(net)) / len(dict(net.named_parameters())) < 0.5
 
 
 def test_width_scales_the_channels():

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
 
-__all__ = ["checkpoint_path", "load_tensors", "lossless", "pack", "save_tensors"]
+__all__ = ["checkpoint_path", "load_tensors", "lossless", "pack", "rounded", "save_tensors"]
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -22,14 +22,31 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
     return folder / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
 
 
-def lossless(state: Mapping[str, Tensor], computed_in_half: bool) -> dict[str, Tensor]:
+def rounded(model: nn.Module) -> frozenset[str]:
+    """The weights that autocast rounds to half precision in every pass, by name.
+
+    Those of linear layers, convolutions and attention; an embedding of positions, say, it leaves.
+
+    >>> sorted(rounded(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))))
+    ['0.weight']
+    """
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            names.add(f"{name}.weight".lstrip("."))
+        if isinstance(module, nn.MultiheadAttention):
+            names.add(f"{name}.in_proj_weight".lstrip("."))
+    return frozenset(names)
+
+
+def lossless(state: Mapping[str, Tensor], halved: Collection[str]) -> dict[str, Tensor]:
     """Weights as small as they can be kept without changing what the network predicts.
 
-    Matrices and filters of a network that computes in bfloat16 are cast to it in every pass.
+    Args:
+        state: The weights.
+        halved: Those that are rounded in every pass anyway, as `rounded` names them.
     """
-    half = {k for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
-    wanted = half if computed_in_half else set()
-    return {k: v.bfloat16() if k in wanted else v for k, v in state.items()}
+    return {k: v.bfloat16() if k in halved else v for k, v in state.items()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ killed goes on from its last complete epoch and, on the CPU, ends with the same 
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from fmnlib.files import Batch
 from fmnlib.record import RunRecord
 from fmnlib.training import data as datasets
 from fmnlib.training.background import Background
-from fmnlib.training.checkpoint import checkpoint_path, lossless, pack
+from fmnlib.training.checkpoint import checkpoint_path, lossless, pack, rounded
 from fmnlib.training.dataset import Data, DataSet
 from fmnlib.training.folder import alone, check_labels
 from fmnlib.training.models import arithmetic, build, in_half
@@ -177,6 +177,7 @@ def _epochs(
 ) -> None:
     """Train epoch by epoch; what each showed is written while the next one trains."""
     config, data, parts, world = step.config, step.data, step.parts, step.world
+    halved = rounded(parts.model) if in_half(config.precision, data.device) else frozenset()
     before = time.monotonic()
     for epoch in epochs:
         lr = _train_epoch(step, epoch)
@@ -185,7 +186,7 @@ def _epochs(
         now = time.monotonic()
         seen = Seen(logits, losses, right, lr, now - before)
         if recorder is not None:
-            background.do(_writing(recorder, epoch, seen, snapshot(parts)))
+            background.do(_writing(recorder, epoch, seen, snapshot(parts), halved))
         late = world.agree(float(2 * now - before > deadline))  # each has a clock of its own
         if late and epoch + 1 < config.epochs:
             background.wait()
@@ -195,10 +196,14 @@ def _epochs(
 
 
 def _writing(
-    recorder: Recorder, epoch: int, seen: Seen, tensors: dict[str, Tensor]
+    recorder: Recorder,
+    epoch: int,
+    seen: Seen,
+    tensors: dict[str, Tensor],
+    halved: Collection[str],
 ) -> Callable[[], Callable[[], None]]:
     """The job of writing an epoch to disk, which leaves the waiting for the disk to be done."""
-    config, folder = recorder.config, recorder.folder
+    folder = recorder.folder
 
     def write() -> Callable[[], None]:
         files = Batch()
@@ -206,8 +211,7 @@ def _writing(
         held = {name: tensor.cpu() for name, tensor in tensors.items()}
         if epoch in recorder.kept:
             weights = under(held, "ema.") or under(held, "model.")
-            half = in_half(config.precision, recorder.device)
-            files.write(checkpoint_path(folder, epoch), pack(lossless(weights, half), {}))
+            files.write(checkpoint_path(folder, epoch), pack(lossless(weights, halved), {}))
         held |= {f"record.{name}": value for name, value in recorder.tensors().items()}
         write_state(folder, held, epoch, files)
         return files.settle
