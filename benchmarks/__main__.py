@@ -49,16 +49,16 @@ def main() -> None:
     for name in given.sections or SECTIONS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows += SECTIONS[name](machine, given.repeats, given.small)
+        about = provenance(machine.device, time.perf_counter() - started)
+        about |= {"cpu": platform.processor() or platform.machine(), "small": given.small}
+        about |= {"operations_per_s": machine.operations, "bytes_per_s": machine.bytes}
+        numbers = {"provenance": about, "rows": [dataclasses.asdict(row) for row in rows]}
+        slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+        given.out.mkdir(parents=True, exist_ok=True)  # now: the machine may be lent for minutes
+        write_whole(given.out / f"{slug}.json", (json.dumps(numbers, indent=1) + "\n").encode())
     print(table(rows))
     rates = f"{machine.operations / 1e12:.3g} TFLOP/s and {machine.bytes / 1e9:.3g} GB/s"
     print(f"\n{machine}: measured {rates}.")
-    about = provenance(machine.device, time.perf_counter() - started)
-    about |= {"cpu": platform.processor() or platform.machine(), "small": given.small}
-    about |= {"operations_per_s": machine.operations, "bytes_per_s": machine.bytes}
-    numbers = {"provenance": about, "rows": [dataclasses.asdict(row) for row in rows]}
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_whole(given.out / f"{slug}.json", (json.dumps(numbers, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
