@@ -90,7 +90,7 @@ OURS = {
     "watch": "config tracker",
     "lightning": "record tracker watch",
     "huggingface": "record tracker watch",
-    "pictures": "config",
+    "pictures": "config sources",
     "checkpoints": "config files models pictures record",
     "shipping": "checkpoints config fusion models pictures",
     "external": "checkpoints config files fusion gains pictures record shipping train",

@@ -72,7 +72,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
     if not isinstance(stored, Mapping) or not all(torch.is_tensor(t) for t in stored.values()):
-        held = ", ".join(map(str, stored))[:90] if isinstance(stored, Mapping) else type(stored)
+        held = (
+            ", ".join(map(str, stored))[:90]
+            if isinstance(stored, Mapping)
+            else type(stored).__name__
+        )
         raise InputError(f"{path} holds no state_dict but {held}; save model.state_dict()")
     return dict(stored)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError
+from fmnlib.training.sources import read_image
 
 __all__ = ["Pictures", "View", "read_pictures"]
 
@@ -83,18 +84,15 @@ def read_pictures(folder: Path, view: View) -> Pictures:
 
     colour = v2.RGB() if len(view.mean) == 3 else v2.Grayscale()
     steps = [v2.Resize(view.shorter, antialias=True), v2.CenterCrop(view.size)]
+    transform = v2.Compose([colour, v2.PILToTensor(), *steps])
     try:
-        files = ImageFolder(str(folder), v2.Compose([colour, v2.PILToTensor(), *steps]))
+        files = ImageFolder(str(folder))
     except (OSError, ValueError) as error:  # no folder, no image
         reason = str(error).partition("\n")[0]
         raise InputError(f"{folder} must hold CLASS/ folders of images ({reason})") from error
     images = torch.empty(_shape(folder, len(files), view), dtype=torch.uint8)
     for i, (path, _) in enumerate(tqdm(files.samples, f"reading {folder.name}", unit="image")):
-        try:
-            images[i] = files[i][0]
-        except (OSError, ValueError) as error:
-            told = f"{path} cannot be read as an image ({error})"
-            raise InputError(f"{told}; mend it, or move it away") from error
+        images[i] = read_image(path, transform)
     return Pictures(images, torch.tensor(files.targets), files.classes)
 
 

@@ -84,9 +84,8 @@ class Tracker:
             write_whole(self.folder / "tracked.json", json.dumps(head).encode())
             self._classes = classes
         for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
-            if (
-                file.stem[6:].isdigit() and int(file.stem.removeprefix("epoch_")) >= self.epochs
-            ):  # a loop went further before
+            number = file.stem.removeprefix("epoch_")
+            if number.isdigit() and int(number) >= self.epochs:  # a loop went further before
                 file.unlink()
         if model is not None:
             _save(self.folder / "checkpoints" / f"epoch_{self.epochs:04d}.safetensors", model)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from fmnlib import plane
 from fmnlib.config import InputError, RunConfig
 
-__all__ = ["Arrays", "data_root", "download", "read"]
+__all__ = ["Arrays", "data_root", "download", "read", "read_image"]
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Training images uint8 `[samples, channels, side, side]`, labels, evaluation images, labels."""
@@ -125,7 +125,10 @@ def _folder(root: Path, side: int) -> Arrays:
         raise InputError(
             f"{root}: the classes of train/ and {evaluation}/ differ; make them equal"
         )
-    images = [_stacked([file for file, _ in part.samples], transform) for part in parts]
+    images = [
+        np.stack([read_image(file, transform).numpy() for file, _ in part.samples])
+        for part in parts
+    ]
     labels = [np.array(part.targets, np.int64) for part in parts]
     return images[0], labels[0], images[1], labels[1]
 
@@ -141,22 +144,20 @@ def _animal10n(root: Path, side: int) -> Arrays:
         if not files:
             wanted = "files such as 3_1234.jpg, where 3 is the class"
             raise InputError(f"{root / part} holds no images; put there {wanted}")
-        arrays.append(_stacked(files, transform))
+        arrays.append(np.stack([read_image(file, transform).numpy() for file in files]))
         arrays.append(np.array([int(file.name[0]) for file in files], np.int64))
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
-def _stacked(files: Sequence[Path | str], transform: Callable[..., Tensor]) -> np.ndarray:
+def read_image(file: Path | str, transform: Callable[..., Tensor]) -> Tensor:
+    """An image file through a transform; one that is damaged is named."""
     from torchvision.datasets.folder import default_loader
 
-    images = []
-    for file in files:
-        try:
-            images.append(transform(default_loader(str(file))).numpy())
-        except (OSError, ValueError) as error:
-            told = f"{file} cannot be read as an image ({error})"
-            raise InputError(f"{told}; mend it, or move it away") from error
-    return np.stack(images)
+    try:
+        return transform(default_loader(str(file)))
+    except (OSError, ValueError) as error:
+        told = f"{file} cannot be read as an image ({error})"
+        raise InputError(f"{told}; mend it, or move it away") from error
 
 
 def _square(side: int) -> Callable[..., Tensor]:
