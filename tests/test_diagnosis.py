@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
@@ -96,6 +97,20 @@ def test_choosing_the_epoch_makes_no_false_alarms():
         light = dataclasses.replace(record, probs=None, half="val")
         alarms += diagnose(light).overfits
     assert alarms <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5
+
+
+def test_the_p_value_is_twice_that_of_the_better_half():
+    val = steady(300).split(0)[0]
+    predicted = np.random.default_rng(2).integers(0, 5, val.predicted.shape, dtype=np.int32)
+    val = dataclasses.replace(val, predicted=predicted)
+    halves, found = np.array_split(np.random.default_rng(7).permutation(len(val.labels)), 2), []
+    for chosen, rest in (halves, halves[::-1]):
+        lost = val.correct & ~val.correct[-1]
+        known = lost[lost[:, chosen].sum(axis=1).argmax(), rest].sum()
+        wrong = (~val.correct[-1, rest]).sum()
+        found.append(binom.sf(known - 1, wrong, 1 / 5))
+    assert diagnose(val, split=7).p_value == pytest.approx(min(1, 2 * min(found)))
+    assert 2 * min(found) < 1
 
 
 def test_intervals_hold_what_other_samples_show():
