@@ -20,8 +20,8 @@ from benchmarks.measure import table
 from benchmarks.search import search
 from benchmarks.training import recording, side_by_side, throughput
 from fmnlib.files import write_whole
-from fmnlib.training.recorder import provenance
-from fmnlib.training.train import pick_device
+from fmnlib.recorder import provenance
+from fmnlib.training import pick_device
 
 SECTIONS = {
     "training": throughput,

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from fmnlib import InputError, RunConfig
-from fmnlib.training import data as datasets
-from fmnlib.training.dataset import DataSet
+from fmnlib import data as datasets
+from fmnlib.data import DataSet
 
 __all__ = ["WARM_UP", "Case", "affordable", "cases", "load"]
 

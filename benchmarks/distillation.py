@@ -14,10 +14,10 @@ from benchmarks.machine import Machine, work
 from benchmarks.measure import Row, Spread
 from benchmarks.training import better_workers
 from fmnlib import RunConfig
+from fmnlib.data import DataSet
+from fmnlib.distillation import Member, distill, load_network, members_of, student_config
 from fmnlib.fusion import Fusion
-from fmnlib.training.dataset import DataSet
-from fmnlib.training.distill import Member, distill, load_network, members_of, student_config
-from fmnlib.training.train import build_model, train
+from fmnlib.training import build_model, train
 
 __all__ = ["distillation"]
 

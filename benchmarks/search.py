@@ -9,8 +9,7 @@ import numpy as np
 from benchmarks.machine import Machine
 from benchmarks.measure import Row, Spread
 from fmnlib import RunRecord
-from fmnlib.fusion import Fusion, accuracy
-from fmnlib.search import exhaustive_fusion, knowledge_fusion
+from fmnlib.fusion import Fusion, accuracy, exhaustive_fusion, knowledge_fusion
 
 __all__ = ["search"]
 

@@ -18,11 +18,10 @@ from benchmarks.cases import WARM_UP, Case, affordable, cases, load
 from benchmarks.machine import Machine, disk_rate, wait, work
 from benchmarks.measure import Row, Spread
 from fmnlib import RunConfig
-from fmnlib.training.dataset import DataSet
-from fmnlib.training.parallel import World
-from fmnlib.training.schedule import learning_rate
-from fmnlib.training.step import Parts, Step, make_optimizer
-from fmnlib.training.train import build_model, predict, train
+from fmnlib.data import DataSet
+from fmnlib.parallel import World
+from fmnlib.step import Parts, Step, make_optimizer
+from fmnlib.training import build_model, learning_rate, predict, train
 
 __all__ = ["better_workers", "epoch_seconds", "recording", "side_by_side", "throughput"]
 

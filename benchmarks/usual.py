@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fmnlib import RunConfig
-from fmnlib.training.dataset import DataSet
-from fmnlib.training.train import build_model
+from fmnlib.data import DataSet
+from fmnlib.training import build_model
 
 __all__ = ["epochs"]
 

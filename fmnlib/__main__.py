@@ -1,4 +1,4 @@
-"""The command `fmn`: train, score, fuse and distil runs, and build the book."""
+"""The command `fmn`: train, diagnose, fuse and distil runs, and build the book."""
 
 import dataclasses
 import json
@@ -6,19 +6,20 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
-from fmnlib import __version__, commands
-from fmnlib.commands import Json, facts, find_folder, load, show
-from fmnlib.config import InputError, Paused, RunConfig
-from fmnlib.fusion import Fusion, accuracy, single
+from fmnlib import __version__, scores
+from fmnlib.config import CheckpointFiles, InputError, Paused, RunConfig, StudentConfig
+from fmnlib.files import write_whole
+from fmnlib.fusion import Fusion, accuracy, knowledge_fusion, single
 from fmnlib.record import RunRecord
-from fmnlib.search import knowledge_fusion
-
-__all__ = ["main"]
+from fmnlib.stats import Interval, gain_rows, gains, picks
+from fmnlib.tracker import is_tracked, load_tracked
 
 app = App(
     name="fmn",
@@ -27,7 +28,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 Flags = Annotated[RunConfig, Parameter(name="*")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
 _QUICK = RunConfig()
+_NO_FILES = CheckpointFiles()
 
 
 @app.command(name="train")
@@ -49,16 +52,104 @@ def train_run(
         max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
-    from fmnlib.study import runs
-    from fmnlib.training.train import train
+    from fmnlib import runs
+    from fmnlib.training import train
 
     deadline = _deadline(max_minutes)
     record = train(config, runs.folder(config), device=device, deadline=deadline)
-    show({"run": config.id} | facts(record), as_json)
+    _show({"run": config.id} | _at_a_glance(record), as_json)
 
 
-app.command(commands.score)
-app.command(commands.fuse)
+@app.command(name="diagnose")
+def diagnose_run(
+    run: str, *, split: int = 0, html: Path | None = None, as_json: Json = False
+) -> None:
+    """Diagnose a run: did it overfit locally, where, since when, and what is worth doing.
+
+    The diagnosis looks at the validation half alone; intervals are of 95% over its samples.
+
+    Args:
+        run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
+            file.
+        split: Seed that draws the halves.
+        html: File to write the diagnosis to as one page with pictures.
+        as_json: Print JSON.
+    """
+    from fmnlib.diagnosis import diagnose
+
+    if html is not None and html.is_dir():
+        raise InputError(f"html is {html}, a folder; give the name of a file, such as report.html")
+    record = _load(run)
+    found = diagnose(record, split=split)
+    if html is not None:
+        from fmnlib.report import page
+
+        val = record.split(split)[0] if record.half == "all" else record
+        fusion = None if val.probs is None else knowledge_fusion(val)
+        text = page(val, found, fusion, title=f"What {Path(run).name} forgot")
+        write_whole(html, text.encode())
+    if as_json:
+        print(json.dumps(_at_a_glance(record) | {"diagnosis": found.summary()}))
+        return
+    _show({f"{name}, all samples": value for name, value in _at_a_glance(record).items()}, as_json)
+    print("", *found.sentences, sep="\n")
+    if files := record.provenance.get("checkpoints"):
+        shown = (found.epoch, found.early_epoch)
+        print(*(f"Epoch {epoch} is {files[epoch]}." for epoch in dict.fromkeys(shown)))
+
+
+@app.command
+def fuse(
+    run: str = "",
+    *,
+    files: Annotated[CheckpointFiles, Parameter(name="*")] = _NO_FILES,
+    split: int = 0,
+    window: int | None = None,
+    max_picks: int | None = None,
+    grid: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Find the forgotten epochs of a run and mix them in (Knowledge Fusion).
+
+    Half of the evaluation data chooses, the other half is reported; intervals are of 95% over
+    its samples, by Tango's score for paired predictions. Of a run, the result is written to
+    fusion.json in its folder. Of checkpoints from elsewhere (--checkpoints, --model, --data),
+    one network is written that needs no fmnlib to load.
+
+    Args:
+        run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
+            file.
+        files: Checkpoints from elsewhere, in place of a run.
+        split: Seed that draws the halves.
+        window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
+            if not given. With few checkpoints 0 may be better.
+        max_picks: Stop after so many picks; 1 is the papers' "(i)".
+        grid: Choose shares on the papers' grid of 0.01 instead of exactly.
+        as_json: Print JSON.
+    """
+    if bool(run) == bool(files.checkpoints):
+        files_too = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
+        raise InputError(f"give a run, or {files_too}")
+    if run and files != _NO_FILES:
+        raise InputError(f"{run!r} is a run; --model, --data and the like go with --checkpoints")
+    shares = np.arange(0, 1.005, 0.01) if grid else None
+
+    def search(val: RunRecord) -> Fusion:
+        return knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
+
+    if files.checkpoints:
+        from fmnlib.external import fuse_files
+
+        _show(fuse_files(files, search, split) | {"split": split}, as_json)
+        return
+    record = _load(run)
+    val, test = record.split(split)
+    fusion = search(val)
+    place = _find_folder(run)
+    if place is not None:
+        dataclasses.replace(fusion, split=split).save(place / "fusion.json")
+    told = gain_rows(gains(val, test, fusion)) | picks(fusion, _names(record))
+    _show(told | {"networks": fusion.networks, "split": split}, as_json)
 
 
 @app.command(name="distill")
@@ -66,8 +157,8 @@ def distill_run(
     run: str,
     *,
     split: int | None = None,
-    temperature: float = RunConfig.temperature,
-    soft_share: float = RunConfig.soft_share,
+    temperature: float = StudentConfig.temperature,
+    soft_share: float = StudentConfig.soft_share,
     teacher_views: int = 0,
     device: str = "auto",
     max_minutes: float = math.inf,
@@ -87,9 +178,9 @@ def distill_run(
         max_minutes: Stop after the last epoch that ends within this time.
         as_json: Print JSON.
     """
-    from fmnlib.training.distill import distill, members_of, student_config
+    from fmnlib.distillation import distill, members_of, student_config
 
-    place, record = find_folder(run), load(run)
+    place, record = _find_folder(run), _load(run)
     if place is None or record.config is None:
         files = "" if place is None else f" --checkpoints '{place}/checkpoints/*'"
         way = f"`fmn fuse{files} --network distilled` distils from checkpoints alone"
@@ -97,10 +188,8 @@ def distill_run(
     fusion, split = _fusion_of(place, record, split)
     test = record.split(split)[1]
     members = members_of(record.config, place, fusion)
-    config = student_config(
-        record.config, "kf", members, temperature=temperature, soft_share=soft_share
-    )
-    config = dataclasses.replace(config, teacher_views=teacher_views)
+    chosen = {"temperature": temperature, "soft_share": soft_share, "teacher_views": teacher_views}
+    config = student_config(record.config, "kf", members, **chosen)
     folder, deadline = place.parent / config.id, _deadline(max_minutes)
     student = distill(config, members, folder, device=device, deadline=deadline)
     told = {
@@ -108,25 +197,7 @@ def distill_run(
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
-    show({"student": config.id} | told | {"split": split}, as_json)
-
-
-def _deadline(minutes: float) -> float:
-    if math.isnan(minutes):
-        raise InputError("max_minutes is nan; give a number of minutes")
-    return time.monotonic() + 60 * minutes
-
-
-def _fusion_of(place: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
-    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
-    written = place / "fusion.json"
-    if not written.exists():
-        return knowledge_fusion(record.split(split or 0)[0]), split or 0
-    fusion = Fusion.load(written)
-    if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
-        told = f"the fusion was chosen on split {fusion.split} and split is {split}"
-        raise InputError(f"{told}; leave out --split, or `fmn fuse --split {split}` first")
-    return fusion, (fusion.split if split is None else split) or 0
+    _show({"student": config.id} | told | {"split": split}, as_json)
 
 
 @app.command(name="runs")
@@ -136,7 +207,7 @@ def list_runs(*, as_json: Json = False) -> None:
     Args:
         as_json: Print JSON.
     """
-    from fmnlib.study import runs
+    from fmnlib import runs
 
     rows = runs.listing()
     if as_json:
@@ -172,7 +243,7 @@ def grid_of_runs(
         device: cpu, cuda, or auto for a GPU if there is one.
         as_json: Print JSON.
     """
-    from fmnlib.study import grid
+    from fmnlib.paper import grid
 
     cells = grid.cells(name)
     there = grid.published(out) if out is not None else {}
@@ -200,7 +271,7 @@ def book(*, cached: bool = False, update: bool = False, as_json: Json = False) -
         update: Train anew and bring the committed records, outputs and numbers up to date.
         as_json: Print JSON.
     """
-    from fmnlib.study.book import build
+    from fmnlib.paper.book import build
 
     page = str(build(cached=cached, update=update))
     print(json.dumps({"page": page}) if as_json else page)
@@ -214,9 +285,9 @@ def download(dataset: str, *, as_json: Json = False) -> None:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
         as_json: Print JSON.
     """
-    from fmnlib.training import sources
+    from fmnlib import data
 
-    folder = str(sources.download(dataset))
+    folder = str(data.download(dataset))
     print(json.dumps({"folder": folder}) if as_json else folder)
 
 
@@ -249,6 +320,75 @@ def main() -> None:
 def _of_gpu(error: RuntimeError) -> bool:
     """Whether an error is the device's, such as one that is lost or has no memory left."""
     return "CUDA" in str(error) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+
+
+def _deadline(minutes: float) -> float:
+    if math.isnan(minutes):
+        raise InputError("max_minutes is nan; give a number of minutes")
+    return time.monotonic() + 60 * minutes
+
+
+def _fusion_of(place: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
+    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
+    written = place / "fusion.json"
+    if not written.exists():
+        return knowledge_fusion(record.split(split or 0)[0]), split or 0
+    fusion = Fusion.load(written)
+    if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
+        told = f"the fusion was chosen on split {fusion.split} and split is {split}"
+        raise InputError(f"{told}; leave out --split, or `fmn fuse --split {split}` first")
+    return fusion, (fusion.split if split is None else split) or 0
+
+
+def _at_a_glance(record: RunRecord) -> dict[str, Any]:
+    """What a run's record says at a glance."""
+    forget = scores.forget_fraction(record.correct)
+    worst = int(forget.argmax())
+    return {
+        "final accuracy": float(record.accuracy[-1]),
+        "best accuracy": float(record.accuracy.max()),
+        "best epoch": int(record.accuracy.argmax()),
+        "max forget fraction": float(forget[worst]),
+        "at epoch": worst,
+        "learned since": float(scores.learn_fraction(record.correct)[worst]),
+    }
+
+
+def _names(record: RunRecord) -> list[str]:
+    """What the epochs of a record are called: the files of checkpoints from elsewhere."""
+    files = record.provenance.get("checkpoints", [])
+    return list(files) or [f"epoch {epoch}" for epoch in range(record.epochs)]
+
+
+def _find_folder(run: str) -> Path | None:
+    """The folder of a run or of a Tracker; None for a record's file."""
+    from fmnlib import runs
+
+    if run.endswith(".npz"):
+        return None
+    return Path(run) if is_tracked(run) else runs.find(run)
+
+
+def _load(run: str) -> RunRecord:
+    """The record that a person means by a folder, a name or a file."""
+    if is_tracked(run):
+        return load_tracked(run)
+    return RunRecord.load(_find_folder(run) or Path(run))
+
+
+def _show(rows: Mapping[str, Any], as_json: bool) -> None:
+    """Print named values: for people a line each, shares in percent; or one line of JSON.
+
+    Of the processes that train one run together, the first speaks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print(json.dumps({k: vars(v) if isinstance(v, Interval) else v for k, v in rows.items()}))
+        return
+    for name, value in rows.items():
+        text = f"{value:.1%}" if isinstance(value, float) else str(value)
+        print(f"{name:<38} {text}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one training run is asked to do, and the error that answers a bad wish."""
+"""What a training run computes, and the errors for bad input."""
 
 import dataclasses
 import difflib
@@ -9,148 +9,128 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import numpy as np
-
-__all__ = ["PROFILES", "TAIL", "InputError", "Paused", "RunConfig"]
+TAIL = 0.75
+"""Where the tail of a learning rate schedule begins, as a share of the run."""
 
 
 class InputError(ValueError):
-    """Bad input, told in one line: what was given, what is allowed, what to do."""
+    """Bad input, in one line: what was given, what is allowed, what to do."""
 
 
 class Paused(Exception):
-    """A run stopped because its time was up; the same call goes on from its last epoch."""
+    """A run stopped because its time was up; the same call resumes it after its last epoch."""
+
+
+def _range(
+    default: int | float,
+    low: int | float,
+    high: int | float = math.inf,
+    *,
+    below: int | float = math.inf,
+) -> Any:
+    """A field for a number with `low <= number <= high` and `number < below`."""
+    return dataclasses.field(default=default, metadata={"range": (low, high, below)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What a network made from an ensemble adds to the settings of its run."""
+
+    teacher: str = ""
+    """Name of the ensemble that the network is made from, with a digest of its weights."""
+    temperature: float = _range(2.0, 0.01)
+    """Softens teacher and student in the soft-target loss, T."""
+    soft_share: float = _range(0.9, 0, 1)
+    """Weight of the soft-target loss; the loss of the labels has the rest."""
+    teacher_views: int = _range(0, 0)
+    """Augmented views of an image that the teacher predicts in advance; 0 predicts each anew."""
+    init: Literal["scratch", "teacher"] = "scratch"
+    """Start from fresh weights, or from those of the teacher's heaviest network."""
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides what one training run computes; the defaults are the quick profile.
 
-    The split of the evaluation data is no part of it: it is drawn after training, by
-    `RunRecord.split`, and changes no network. A student's split is named by its `teacher`.
-
-    Attributes:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, animal10n, wave (points in the
-            plane), folder:PATH (images read into memory), or stream:PATH (read while training).
-        classes: all, or the first or the second half of them alone, for transfer learning.
-        evaluate: Record predictions for the test data, or for the training images that
-            `train_samples` leaves out, with the labels that they would be trained on.
-        train_samples: Train on this many images, drawn with `noise_seed`; 0 takes all.
-        eval_samples: Record this many evaluation images; 0 takes all.
-        image_size: Side, in pixels, to which images from files are resized.
-        eval_size: Side of streamed evaluation images; 0 is `image_size`.
-        eval_resize: Their shorter side before the centre is cut out; 0 is 8/7 of `eval_size`.
-        interpolation: How streamed images are resized.
-        model: convnet, mlp, resnet8, resnet20, resnet18, or torchvision:NAME.
-        width: Factor on the number of channels (not for torchvision's networks).
-        epochs: Passes over the training data.
-        batch_size: Images a step.
-        optimizer: SGD with Nesterov momentum, or AdamW.
-        lr: Peak learning rate.
-        momentum: Momentum of SGD.
-        nesterov: SGD looks ahead.
-        weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
-        no_decay: Parameters that weight decay leaves alone.
-        clip_norm: Largest norm of the gradient; 0 is off.
-        warmup: Epochs in which the rate rises in a line, before the schedule begins.
-        warmup_factor: Share of the rate that it rises from.
-        lr_min: Where the cosine schedule ends.
-        schedule: Learning rate over time. Step divides by 10 at 1/2 and 3/4 of the run, thirds at
-            1/3 and 2/3. The two tails halve the rate along a cosine until `TAIL` of the run is
-            done; then it stays constant, or falls to 0 in cycles.
-        cycles: Number of cosine cycles of the cyclic schedules.
-        augment: crop shifts by up to an eighth of the side, crop_flip mirrors as well. Of streamed
-            images: imagenet crops, resizes and mirrors at random; trivial and rand add
-            TrivialAugmentWide and RandAugment.
-        erase: Probability that a rectangle of a streamed image is erased.
-        mixup: alpha of mixup; 0 is off. With CutMix, each batch takes one of the two.
-        cutmix: alpha of CutMix; 0 is off.
-        label_smoothing: Share of the target that is spread over all classes.
-        noise: none, symmetric, asymmetric, human (CIFAR-100N), or matrix:FILE.csv.
-        noise_rate: Share of the training labels that are flipped (symmetric, asymmetric).
-        ema: Decay of the exponential moving average of weights that is recorded; 0 is off.
-        keep_every: Keep probabilities and checkpoint of every k-th epoch, and of the last one;
-            of a schedule with a tail, in the tail alone.
-        keep: Keep those of these epochs, and of the last one, instead.
-        precision: Of the networks' arithmetic; auto is bfloat16 on a GPU, float32 on a CPU.
-        teacher: Name of the ensemble that a student learns from; empty for a plain run.
-        temperature: Softens the teacher and the student in the soft-target loss.
-        soft_share: Weight of the soft-target loss; the labels' loss has the rest.
-        teacher_views: Let the teacher score so many augmented views of each image beforehand, and
-            the student choose among them; 0 scores every view as it comes.
-        init: A student starts from scratch, or from its teacher's heaviest network.
-        seed: Initialisation, order of the data, augmentation.
-        noise_seed: Which labels are flipped, and which samples are taken.
+    The split of the evaluation data is not part of it: `RunRecord.split` draws it after training.
     """
 
     dataset: str = "digits"
+    """digits, mnist, fashion_mnist, cifar10, cifar100, animal10n, wave or folder:PATH."""
     classes: Literal["all", "first_half", "second_half"] = "all"
+    """All classes, or half of them, for transfer learning."""
     evaluate: Literal["test", "heldout"] = "test"
-    train_samples: int = 0
-    eval_samples: int = 0
-    image_size: int = 32
-    eval_size: int = 0
-    eval_resize: int = 0
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Record predictions for the test data, or for what train_samples leaves out."""
+    train_samples: int = _range(0, 0)
+    """Train on this many images, drawn with noise_seed; 0 takes all."""
+    eval_samples: int = _range(0, 0)
+    """Record this many evaluation images, drawn with noise_seed; 0 takes all."""
+    image_size: int = _range(32, 8)
+    """Side of the centred square that is cut out of images in folders, in pixels."""
+    resize: int = _range(0, 0)
+    """Shorter side of such an image before that, in pixels; 0 takes 256/224 of image_size."""
     model: str = "convnet"
-    width: float = 1.0
-    epochs: int = 40
-    batch_size: int = 64
+    """convnet, mlp, resnet8, resnet20, resnet18 or torchvision:NAME."""
+    width: float = _range(1.0, 0.01)
+    """Factor on the number of channels (not of torchvision's networks)."""
+    epochs: int = _range(40, 1)
+    """Passes over the training data."""
+    batch_size: int = _range(64, 2)
+    """Images a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    """SGD with momentum, or AdamW."""
+    lr: float = _range(0.1, 0)
+    """Peak learning rate."""
+    momentum: float = _range(0.9, 0, below=1)
+    """Momentum of SGD."""
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    no_decay: Literal["none", "norms", "norms_and_biases", "embeddings"] = "none"
-    clip_norm: float = 0.0
-    warmup: float = 0.0
-    warmup_factor: float = 0.01
-    lr_min: float = 0.0
+    """Nesterov's momentum."""
+    weight_decay: float = _range(5e-4, 0)
+    """L2 penalty of SGD, decoupled weight decay of AdamW."""
+    clip_norm: float = _range(0.0, 0)
+    """Largest norm of the gradient; 0 is off."""
+    warmup: float = _range(0.0, 0)
+    """Epochs in which the learning rate rises linearly, before the schedule begins."""
     schedule: Literal[
         "cosine", "step", "thirds", "constant", "cyclic", "constant_tail", "cyclic_tail"
     ] = "cosine"
-    cycles: int = 5
-    augment: Literal["none", "crop", "crop_flip", "imagenet", "trivial", "rand"] = "none"
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
+    """Learning rate over time: see `fmnlib.training.learning_rate`."""
+    cycles: int = _range(5, 1)
+    """Cosine cycles of the cyclic schedules."""
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    """Random crops: shifts by up to an eighth of the side; and horizontal flips."""
+    label_smoothing: float = _range(0.0, 0, below=1)
+    """Share of the target that is spread over all classes."""
     noise: str = "none"
-    noise_rate: float = 0.0
-    ema: float = 0.0
-    keep_every: int = 1
+    """Label noise: none, symmetric, asymmetric, human (CIFAR-100N) or matrix:FILE.csv."""
+    noise_rate: float = _range(0.0, 0, below=1)
+    """Share of the training labels that are flipped (symmetric, asymmetric)."""
+    ema: float = _range(0.0, 0, below=1)
+    """Decay of the exponential moving average of weights that is recorded; 0 is off."""
+    keep_every: int = _range(1, 1)
+    """Keep probabilities and checkpoint of every k-th epoch (of the tail, if any) and the last."""
     keep: tuple[int, ...] = ()
+    """Keep those of these epochs and of the last one instead."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    teacher: str = ""
-    temperature: float = 2.0
-    soft_share: float = 0.9
-    teacher_views: int = 0
-    init: Literal["scratch", "teacher"] = "scratch"
-    seed: int = 0
-    noise_seed: int = 0
+    """Number format of the networks; auto is bfloat16 on a GPU, float32 on a CPU."""
+    seed: int = _range(0, 0, below=2**31)
+    """Initialisation, order of the data, augmentation."""
+    noise_seed: int = _range(0, 0, below=2**31)
+    """Which labels are flipped, and which samples are taken."""
+    student: StudentConfig | None = None
+    """Of a network made from an ensemble: its teacher and its loss."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check_type(field.name, getattr(self, field.name))
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not low <= value < high:
-                allowed = f"at least {low}" + (f" and below {high}" if high < np.inf else "")
-                raise InputError(f"{name} is {value}; allowed is {allowed}")
-        for name in ("soft_share", "erase", "warmup_factor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed is from 0 to 1")
-        if self.warmup >= self.epochs or self.lr_min > self.lr:
-            given = f"warmup is {self.warmup} of {self.epochs} epochs, lr_min {self.lr_min}"
-            raise InputError(f"{given}; make warmup less than epochs and lr_min at most lr")
-        streamed = self.dataset.startswith("stream:")
-        fitting = (
-            "none",
-            *(("imagenet", "trivial", "rand") if streamed else ("crop", "crop_flip")),
-        )
-        if self.augment not in fitting:
-            given = f"augment is {self.augment!r} with dataset={self.dataset}"
-            raise InputError(f"{given}; choose one of {', '.join(fitting)}")
+        _check(self)
+        if self.warmup >= self.epochs:
+            given = f"warmup is {self.warmup} of {self.epochs} epochs"
+            raise InputError(f"{given}; make warmup less than epochs")
+        if 0 < self.resize < self.image_size:
+            given = f"resize is {self.resize} and image_size is {self.image_size}"
+            raise InputError(f"{given}; make resize 0 or at least image_size")
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
             given = f"keep is {self.keep} in a run of {self.epochs} epochs"
             raise InputError(f"{given}; epochs count from 0 to {self.epochs - 1}")
@@ -165,26 +145,15 @@ class RunConfig:
             need = "above 0" if drawn else "0, or choose a kind of noise"
             raise InputError(f"{given}; make it {need}")
 
-    def _check_type(self, name: str, value: object) -> None:
-        kind = get_type_hints(type(self))[name]
-        if name == "keep":
-            if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
-                raise InputError(f"keep is {value!r}; give epochs as a list of integers")
-            return
-        if choices := get_args(kind):
-            if value not in choices:
-                allowed = ", ".join(choices)
-                raise InputError(f"{name} is {value!r}; choose one of {allowed}")
-            return
-        if kind is float and type(value) is int:  # JSON and people write 1 for 1.0
-            object.__setattr__(self, name, float(value))
-        elif type(value) is not kind:
-            raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-
     @property
     def tail_epoch(self) -> int:
         """The first epoch that lies in the tail of the schedule; 0 for a schedule without one."""
         return math.ceil(TAIL * self.epochs) if self.schedule.endswith("tail") else 0
+
+    @property
+    def teacher(self) -> str:
+        """Name of the ensemble that the network is made from; empty for a plain run."""
+        return "" if self.student is None else self.student.teacher
 
     @property
     def setting(self) -> str:
@@ -202,14 +171,24 @@ class RunConfig:
         >>> RunConfig(noise="symmetric", noise_rate=0.4, seed=2).id.rpartition("-")[0]
         'digits-convnet-sym40-s2'
         """
-        fields = dataclasses.fields(self)
-        chosen = {f.name: getattr(self, f.name) for f in fields}
-        chosen = {f.name: chosen[f.name] for f in fields if chosen[f.name] != f.default}
+        chosen = self.changes()
+        chosen |= chosen.pop("student", {})
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         parts = [self.dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]]
         parts += [self.model.replace(":", "_"), self.setting]
         parts += [self.teacher] if self.teacher else []
         return "-".join([*parts, f"s{self.seed}", digest])
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, for JSON; `from_dict` reads them back.
+
+        >>> RunConfig(epochs=3, student=StudentConfig(teacher="kf")).changes()
+        {'epochs': 3, 'student': {'teacher': 'kf'}}
+        """
+        chosen = _differing(self)
+        if self.student is not None:
+            chosen["student"] = _differing(self.student)
+        return chosen
 
     @classmethod
     def of_profile(cls, profile: str, **changes: Any) -> "RunConfig":
@@ -231,52 +210,84 @@ class RunConfig:
         """
         try:
             return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is no config ({error}); move its folder away") from error
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "RunConfig":
-        """Build a config from a mapping; an unknown key is an error that names the nearest one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-                raise InputError(f"a run has no setting {key!r}; {hint}")
-        listed = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}  # JSON's tuples
-        return cls(**{**fields, **listed})
+        """Build a config from a mapping; an unknown key is an error that names the nearest one.
+
+        It also reads what versions before 0.2 wrote: every field, the student's among the others,
+        and fields that are gone since, which have to have their defaults.
+        """
+        given = {k: v for k, v in fields.items() if _RETIRED.get(k, _NO_DEFAULT) != v}
+        own = [field.name for field in dataclasses.fields(cls)]
+        of_student = [field.name for field in dataclasses.fields(StudentConfig)]
+        flat = {name: given.pop(name) for name in of_student if name in given}
+        if flat.get("teacher"):
+            given["student"] = flat
+        elif changed := {k: v for k, v in flat.items() if v != getattr(StudentConfig, k)}:
+            name = next(iter(changed))
+            raise InputError(f"{name} is {changed[name]!r} in a plain run; it is of students only")
+        _refuse_unknown(given, own)
+        given |= {k: tuple(v) for k, v in given.items() if isinstance(v, list)}  # JSON's tuples
+        if isinstance(student := given.get("student"), Mapping):
+            _refuse_unknown(student, of_student)
+            given["student"] = StudentConfig(**student)
+        return cls(**given)
 
 
-_RANGES = [
-    ("train_samples", 0, np.inf),
-    ("eval_samples", 0, np.inf),
-    ("image_size", 8, np.inf),
-    ("width", 0.01, np.inf),
-    ("epochs", 1, np.inf),
-    ("batch_size", 2, np.inf),
-    ("lr", 0, np.inf),
-    ("momentum", 0, 1),
-    ("weight_decay", 0, np.inf),
-    ("clip_norm", 0, np.inf),
-    ("warmup", 0, np.inf),
-    ("lr_min", 0, np.inf),
-    ("mixup", 0, np.inf),
-    ("cutmix", 0, np.inf),
-    ("label_smoothing", 0, 1),
-    ("eval_size", 0, np.inf),
-    ("eval_resize", 0, np.inf),
-    ("cycles", 1, np.inf),
-    ("noise_rate", 0, 1),
-    ("ema", 0, 1),
-    ("keep_every", 1, np.inf),
-    ("temperature", 0.01, np.inf),
-    ("teacher_views", 0, np.inf),
-    ("seed", 0, 2**31),
-    ("noise_seed", 0, 2**31),
-]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointFiles:
+    """Checkpoints of a training that was not recorded, and what they are to be run on."""
 
-TAIL = 0.75
-"""Where the tail of a schedule begins, as a share of the run."""
+    checkpoints: str = ""
+    """Pattern of files, in quotes, such as `'ckpt/*.safetensors'` or .pt files."""
+    model: str = ""
+    """torchvision:NAME, another name of `fmn train --model`, or your FILE.py:FUNCTION."""
+    data: Path | None = None
+    """Folder of validation images, `CLASS/*`; half of them choose, half are reported."""
+    train: Path | None = None
+    """Folder of training images, `CLASS/*`, to distil with."""
+    network: Literal["averaged", "distilled"] = "averaged"
+    """One network to write: averaged weights, or a distilled student."""
+    output: Path = Path("fused.safetensors")
+    """File for its weights; the weights of the mixture go beside it as .json."""
+    save_record: Path | None = None
+    """File (.npz) for the predictions of the checkpoints, for `fmn diagnose`."""
+    size: int = 224
+    """Side of the images that the network sees, in pixels."""
+    resize: int = 0
+    """Shorter side before the middle is cut out, in pixels; 0 takes 256/224 of size."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean a channel, pixels from 0 to 1; one number makes the images grey."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation a channel."""
+    epochs: int = 10
+    """Epochs of distillation."""
+    lr: float = 0.01
+    """Learning rate of distillation."""
+    device: str = "auto"
+    """cpu, cuda, or auto for a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0 < self.lr < math.inf:
+            raise InputError(f"epochs is {self.epochs} and lr is {self.lr}; give more than 0")
+
+
+_NO_DEFAULT = object()
+# Fields of versions before 0.2, with their defaults.
+_RETIRED = {
+    "eval_size": 0,
+    "eval_resize": 0,
+    "interpolation": "bilinear",
+    "no_decay": "none",
+    "warmup_factor": 0.01,
+    "lr_min": 0.0,
+    "erase": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
@@ -293,7 +304,42 @@ PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 200,
         "batch_size": 128,
         "augment": "crop_flip",
-        "teacher_views": 16,
     },
 }
 """What differs from the defaults of `RunConfig` at each scale of the experiments."""
+
+
+def _check(config: "RunConfig | StudentConfig") -> None:
+    """Hold every field to its type, its choices and its range."""
+    kinds = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, kind, value = field.name, kinds[field.name], getattr(config, field.name)
+        if kind is float and type(value) is int:  # JSON and people write 1 for 1.0
+            object.__setattr__(config, name, float(value))
+        elif kind in (int, float, bool, str) and type(value) is not kind:
+            raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+        elif name == "keep" and not (
+            isinstance(value, tuple) and all(type(e) is int for e in value)
+        ):
+            raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+        elif name != "student" and name != "keep" and (choices := get_args(kind)):
+            if value not in choices:
+                raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        low, high, below = field.metadata.get("range", (-math.inf, math.inf, math.inf))
+        if field.metadata and not (low <= value <= high and value < below):
+            allowed = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+            allowed += f" and below {below}" if below < math.inf else ""
+            raise InputError(f"{name} is {value}; allowed is {allowed}")
+
+
+def _differing(config: "RunConfig | StudentConfig") -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {k: v for k, v in values.items() if v != getattr(type(config), k)}
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"a run has no setting {key!r}; {hint}")

@@ -15,13 +15,10 @@ import pandas as pd
 from jaxtyping import Bool, Int
 from scipy.stats import binomtest, norm
 
-from fmnlib import intervals, scores
-from fmnlib.fusion import early_stopping, fuse, refuse_test, right_samples
-from fmnlib.intervals import Gain, Interval
+from fmnlib import scores
+from fmnlib.fusion import early_stopping, fuse, knowledge_fusion, refuse_test, right_samples
 from fmnlib.record import RunRecord
-from fmnlib.search import knowledge_fusion
-
-__all__ = ["Diagnosis", "diagnose"]
+from fmnlib.stats import Gain, Interval, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
@@ -174,16 +171,16 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         samples=len(val.labels),
         epochs=val.epochs,
         epoch=epoch,
-        forget=intervals.share(int(lost.sum()), len(lost), _wide(LEVEL)),
+        forget=proportion(int(lost.sum()), len(lost), _wide(LEVEL)),
         chance=float(wrong.mean()) / val.classes,
         p_value=_p_value(errors, val.classes),
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
         classes=_by_class(val, lost, errors),
         early_epoch=int(early_stopping(val).weights.argmax()),
         networks=None if whole is None else whole.networks,
-        fused=None if fused is None else intervals.gain(fused, ~wrong, _wide(LEVEL)),
-        stopped=intervals.gain(stopped, ~wrong, _wide(LEVEL)),
-        over_stopped=None if fused is None else intervals.gain(fused, stopped, _wide(LEVEL)),
+        fused=None if fused is None else paired_gain(fused, ~wrong, _wide(LEVEL)),
+        stopped=paired_gain(stopped, ~wrong, _wide(LEVEL)),
+        over_stopped=None if fused is None else paired_gain(fused, stopped, _wide(LEVEL)),
     )
 
 
@@ -231,7 +228,7 @@ def _by_class(val: RunRecord, lost: Mask, halves: list[Errors]) -> pd.DataFrame:
         inside = val.labels == label
         count = int(inside.sum())
         level = _wide(LEVEL / val.classes)
-        found = intervals.share(int(lost[inside].sum()), max(1, count), level)
+        found = proportion(int(lost[inside].sum()), max(1, count), level)
         p_value = min(1.0, val.classes * _p_value(halves, val.classes, label))
         row = {"samples": count, "forgotten": found.value, "low": found.low, "high": found.high}
         rows.append(row | {"p_value": p_value})

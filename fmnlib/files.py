@@ -1,24 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where data sets lie."""
 
 import os
 from pathlib import Path
 
-__all__ = ["Batch", "write_whole"]
 
-
-class Batch:
+class Transaction:
     """Files that are written now and take their places later, in order, when the disk holds them.
 
     A reader sees the old files or the new ones, never half of one, and a file is never seen before
-    those that were given before it. Writing computes; settling waits for the disk, which can be
+    those that were given before it. Writing computes; committing waits for the disk, which can be
     left to another thread.
 
     >>> import tempfile
-    >>> folder, batch = Path(tempfile.mkdtemp()), Batch()
-    >>> batch.write(folder / "new", b"content")
+    >>> folder, transaction = Path(tempfile.mkdtemp()), Transaction()
+    >>> transaction.write(folder / "new", b"content")
     >>> (folder / "new").exists()
     False
-    >>> batch.settle()
+    >>> transaction.commit()
     >>> (folder / "new").read_bytes()
     b'content'
     """
@@ -27,7 +25,7 @@ class Batch:
         self._waiting: list[tuple[Path, Path | None]] = []
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write what is to become a file; where that fails, the whole batch is dropped.
+        """Write what is to become a file; where that fails, the whole transaction is dropped.
 
         Raises:
             OSError: If the disk is full, say.
@@ -45,7 +43,7 @@ class Batch:
         """Have the disk hold what was written into a file in place, too."""
         self._waiting.append((path, None))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Wait for the disk, and put every file in its place."""
         try:
             for written, path in self._waiting:
@@ -65,6 +63,11 @@ class Batch:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
-    batch = Batch()
-    batch.write(path, content)
-    batch.settle()
+    transaction = Transaction()
+    transaction.write(path, content)
+    transaction.commit()
+
+
+def data_root() -> Path:
+    """Where data sets lie: the folder that the environment variable FMN_DATA names, or data/."""
+    return Path(os.environ.get("FMN_DATA", "data"))

@@ -1,19 +1,85 @@
 """Label noise: which training labels are wrong, and what they become.
 
-Every function returns the noisy labels and the mask of what was flipped, and draws from a seed
-of its own, so that runs with other training seeds share the same noise.
+Every kind returns the noisy labels and the mask of what was flipped, and draws from a seed of its
+own, so that runs with other training seeds share the same noise. To add a kind, write its function
+here and call it in `noisy_labels`.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fmnlib.config import InputError
+from fmnlib.config import InputError, RunConfig
+from fmnlib.files import data_root
 
-__all__ = ["asymmetric", "human", "symmetric", "transition"]
+# For each of the 100 classes of CIFAR-100, in torchvision's order, its superclass.
+_SUPERCLASS = (
+    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 "
+    "11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 "
+    "16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
+)
+_CONFUSABLE = {
+    "digits": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
+    "mnist": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
+    "fashion_mnist": {2: 6, 3: 4, 4: 3, 7: 5, 9: 7},
+    "cifar10": {2: 0, 3: 5, 4: 7, 5: 3, 9: 1},
+}
 
 Noisy = tuple[Int[np.ndarray, " samples"], Bool[np.ndarray, " samples"]]
+
+
+def noisy_labels(
+    config: RunConfig,
+    labels: Int[np.ndarray, " all"],
+    chosen: Int[np.ndarray, " samples"],
+    classes: int,
+) -> Noisy:
+    """The labels of the chosen samples as a run's `noise`, `noise_rate` and `noise_seed` say.
+
+    Args:
+        config: The run.
+        labels: True classes of the whole training data.
+        chosen: Which samples are trained on.
+        classes: Number of classes.
+
+    Raises:
+        InputError: If the noise matrix or the human labels are missing or do not fit.
+    """
+    kind, _, file = config.noise.partition(":")
+    true, rate, seed = labels[chosen], config.noise_rate, config.noise_seed
+    if kind == "symmetric":
+        return symmetric(true, classes, rate, seed)
+    if kind == "asymmetric":
+        whole = config.dataset if config.classes == "all" else ""
+        return asymmetric(true, confused_with(whole, classes), rate, seed)
+    if kind == "matrix":
+        return transition(true, _read_matrix(Path(file), classes), seed)
+    if kind == "human":
+        path = data_root() / "cifar100n" / "cifar100n_human.npz"
+        if config.dataset != "cifar100" or not path.exists():
+            raise InputError(f"human noise is of cifar100 and lies in {path}; put it there")
+        with np.load(path, allow_pickle=False) as stored:
+            noisy, flipped = human(labels, stored["clean_label"], stored["noisy_label"])
+        return noisy[chosen], flipped[chosen]
+    return true, np.zeros(len(true), bool)
+
+
+def confused_with(dataset: str, classes: int) -> dict[int, int]:
+    """The class that each mistaken class is mistaken for, for asymmetric noise.
+
+    CIFAR-100 takes the next class inside the superclass, the digits, Fashion-MNIST and CIFAR-10
+    their usual confusable pairs, other data the next class.
+
+    >>> confused_with("digits", 10)
+    {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
+    """
+    if dataset == "cifar100":
+        superclass = _SUPERCLASS.split()
+        members = [[c for c in range(100) if superclass[c] == str(s)] for s in range(20)]
+        return {c: five[(i + 1) % 5] for five in members for i, c in enumerate(five)}
+    return _CONFUSABLE.get(dataset, {c: (c + 1) % classes for c in range(classes)})
 
 
 def symmetric(labels: Int[np.ndarray, " samples"], classes: int, rate: float, seed: int) -> Noisy:
@@ -97,3 +163,14 @@ def human(
 def _check_rate(rate: float) -> None:
     if not 0 <= rate < 1:
         raise InputError(f"noise rate is {rate}; allowed is at least 0 and below 1")
+
+
+def _read_matrix(path: Path, classes: int) -> np.ndarray:
+    try:
+        matrix = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"noise matrix {path}: {error}; give rows of numbers as CSV") from error
+    if matrix.shape != (classes, classes):
+        told = f"noise matrix {path} is {' x '.join(map(str, matrix.shape))}"
+        raise InputError(f"{told}; give {classes} x {classes}, a row for each true class")
+    return matrix

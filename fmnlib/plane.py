@@ -8,8 +8,6 @@ is then a film of its decision regions, and accuracy is the share of the area th
 import numpy as np
 from jaxtyping import Float, Int, Real, UInt8
 
-__all__ = ["SIDE", "as_map", "border", "wave"]
-
 SIDE = 64
 """Points of the lattice along each side of the square."""
 

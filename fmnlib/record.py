@@ -15,10 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fmnlib import __version__
 from fmnlib.config import InputError, RunConfig
 from fmnlib.files import write_whole
-
-__all__ = ["LOSS_EDGES", "Result", "RunRecord", "checksums"]
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
@@ -40,6 +39,7 @@ class RunRecord:
         config: How the run was trained; None for arrays from elsewhere.
         provenance: Versions, commit, device, seconds.
         half: Which part of the evaluation data this is; what selects refuses "test".
+        index: Which samples of the whole record a half holds; None for the whole record.
     """
 
     labels: Int[np.ndarray, " samples"]
@@ -52,6 +52,7 @@ class RunRecord:
     config: RunConfig | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     half: Literal["all", "val", "test"] = "all"
+    index: Int[np.ndarray, " samples"] | None = None
 
     @classmethod
     def from_arrays(cls, probs: np.ndarray, labels: Sequence[int] | np.ndarray) -> "RunRecord":
@@ -108,8 +109,14 @@ class RunRecord:
     def take(self, index: Int[np.ndarray, " chosen"], half: Literal["val", "test"]) -> "RunRecord":
         """The record of some of the samples."""
         probs = None if self.probs is None else self.probs[:, index]
-        chosen = {"labels": self.labels[index], "predicted": self.predicted[:, index]}
-        return dataclasses.replace(self, **chosen, probs=probs, half=half)
+        return dataclasses.replace(
+            self,
+            labels=self.labels[index],
+            predicted=self.predicted[:, index],
+            probs=probs,
+            half=half,
+            index=index if self.index is None else self.index[index],
+        )
 
     def split(self, seed: int) -> tuple["RunRecord", "RunRecord"]:
         """Draw a validation half, to select on, and a test half, to report on (papers, sec. 5).
@@ -152,8 +159,9 @@ class RunRecord:
 
     def save(self, path: Path, *, light: bool = False) -> None:
         """Write one compressed npz file, whole or not at all; `light` leaves out probabilities."""
-        config = None if self.config is None else dataclasses.asdict(self.config)
+        config = None if self.config is None else self.config.changes()
         about: dict[str, Any] = {
+            "version": __version__,
             "config": config,
             "provenance": dict(self.provenance),
             "classes": self.classes,
@@ -195,7 +203,7 @@ class RunRecord:
             if about["arrays"] != [*arrays]:
                 raise ValueError("an array is missing")
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
-            config = about["config"] and RunConfig.from_dict(about["config"])
+            config = None if about["config"] is None else _read_config(about)
             probs, written = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
@@ -210,6 +218,15 @@ class RunRecord:
             raise InputError(
                 f"{file} is damaged or is no record ({reason}); move it away and run again"
             ) from error
+
+
+def _read_config(about: Mapping[str, Any]) -> RunConfig:
+    """The config of a record; of another version it may have fields that are not known here."""
+    try:
+        return RunConfig.from_dict(about["config"])
+    except InputError as error:
+        written = f"it was written by fmnlib {about.get('version', 'before 0.2')}"
+        raise InputError(f"{written}, this is {__version__}: {error}") from error
 
 
 def checksums(probs: np.ndarray) -> np.ndarray:

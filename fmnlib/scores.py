@@ -8,16 +8,6 @@ learned since, minus what was forgotten.
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = [
-    "by_class",
-    "dip",
-    "forget_fraction",
-    "forgotten_after",
-    "last_correct_epoch",
-    "learn_fraction",
-    "retained_fraction",
-]
-
 
 def forget_fraction(
     correct: Bool[np.ndarray, "epochs samples"],

@@ -2,37 +2,29 @@
 
 The replicate is the training seed: scores are averaged over the splits of a seed first, because
 the halves of one run are not independent. Standard errors and intervals are over seeds.
+
+Of a single run, `proportion`, `paired_gain` and `gains` give intervals over samples that chose
+nothing: how far a number may be off because the samples are few. They do not cover run-to-run
+variation.
 """
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 from fmnlib.config import InputError
-from fmnlib.record import Result
+from fmnlib.fusion import Fusion, early_stopping, fuse, right_samples, single
+from fmnlib.record import Result, RunRecord
 
-__all__ = [
-    "Numbers",
-    "Summary",
-    "calibration_error",
-    "costs",
-    "differences",
-    "interval",
-    "mean_sem",
-    "nll",
-    "paired_difference",
-    "percent",
-    "points",
-    "score",
-    "summarize",
-    "table",
-    "verdict",
-    "with_error",
-]
+_EDGE = 1e-9
 
 
 class Numbers(TypedDict):
@@ -86,26 +78,48 @@ def calibration_error(
 
 
 def score(
-    probs: Float[np.ndarray, "samples classes"], labels: Int[np.ndarray, " samples"], **about: Any
+    probs: Float[np.ndarray, "samples classes"],
+    test: RunRecord,
+    *,
+    item: str,
+    method: str,
+    split: int,
+    networks: int,
+    seconds: float,
 ) -> Result:
-    """Accuracy, likelihood and calibration of some predictions, as a result.
+    """Accuracy, likelihood and calibration of a method's predictions on a test half.
 
     Args:
         probs: Class probabilities.
-        labels: True classes.
-        about: The other fields of `Result`: item, setting, method, seeds, networks, seconds.
+        test: The half that they are of; its config names setting and seed.
+        item: Name of the experiment.
+        method: Name of the method.
+        split: Seed of the split.
+        networks: Networks evaluated for one prediction.
+        seconds: Of all training that the method needs.
 
-    >>> about = {"item": "x", "setting": "clean", "method": "kf", "seed": 0, "split_seed": 0}
-    >>> probs, labels = np.array([[0.75, 0.25]]), np.array([1])
-    >>> result = score(probs, labels, **about, networks=1, train_seconds=2.5)
-    >>> result.accuracy, result.ece, round(result.nll, 4)
-    (0.0, 0.75, 1.3863)
+    Raises:
+        InputError: If the record has no config.
+
+    >>> probs = np.array([[0.75, 0.25]])
+    >>> test = dataclasses.replace(RunRecord.from_arrays(probs[None], [1]), config=RunConfig())
+    >>> result = score(probs, test, item="x", method="kf", split=0, networks=1, seconds=2.5)
+    >>> result.setting, result.accuracy, result.ece, round(result.nll, 4)
+    ('clean', 0.0, 0.75, 1.3863)
     """
+    if test.config is None:
+        raise InputError("this record has no config; give the record of a trained run")
     return Result(
-        accuracy=float((probs.argmax(axis=1) == labels).mean()),
-        nll=nll(probs, labels),
-        ece=calibration_error(probs, labels),
-        **about,
+        item=item,
+        setting=test.config.setting,
+        method=method,
+        seed=test.config.seed,
+        split_seed=split,
+        accuracy=float((probs.argmax(axis=1) == test.labels).mean()),
+        nll=nll(probs, test.labels),
+        ece=calibration_error(probs, test.labels),
+        networks=networks,
+        train_seconds=round(seconds, 2),
     )
 
 
@@ -248,6 +262,135 @@ def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
         .round(1)
         .rename_axis(None)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A measured number and the ends of its interval, as shares of 1."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """In percent: the value, then the ends."""
+        return f"{100 * self.value:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+class Gain(Interval):
+    """An interval of a difference."""
+
+    def __str__(self) -> str:
+        """In percentage points, with a sign: the value, then the ends."""
+        ends = f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
+        return f"{100 * self.value:+.1f} points ({ends})"
+
+
+def proportion(count: int, samples: int, level: float = 0.95) -> Interval:
+    """The share of samples with some property, with Wilson's interval.
+
+    >>> print(proportion(0, 100))
+    0.0% (0.0 to 3.7)
+    """
+    ends = binomtest(count, samples).proportion_ci(level, method="wilson")
+    return Interval(count / samples, float(ends.low), float(ends.high))
+
+
+def paired_gain(
+    right: Bool[np.ndarray, " samples"],
+    baseline: Bool[np.ndarray, " samples"],
+    level: float = 0.95,
+) -> Gain:
+    """How much more accurate one predictor is than another on the same samples.
+
+    The score interval of Tango (1998) for a difference of paired shares: it rests on the
+    samples on which the two differ, as McNemar's test does, and keeps a width where none do.
+
+    Args:
+        right: Which samples the predictor gets right.
+        baseline: Which ones the other gets right.
+        level: Of the interval.
+
+    >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
+    >>> print(paired_gain(right, baseline))
+    +10.0 points (+5.5 to +17.4)
+    """
+    won, lost = int((right & ~baseline).sum()), int((~right & baseline).sum())
+    samples = len(right)
+    value, z = (won - lost) / samples, float(norm.ppf((1 + level) / 2))
+
+    def end(sign: int) -> float:
+        def beyond(delta: float) -> float:
+            return sign * _score(delta, won, lost, samples) + z
+
+        limit = sign * (1 - _EDGE)
+        if sign * value > 1 - _EDGE:  # every sample speaks for this end
+            return float(sign)
+        return float(brentq(beyond, value, limit))
+
+    return Gain(value, end(-1), end(1))
+
+
+def gains(
+    val: RunRecord,
+    test: RunRecord,
+    fusion: Fusion,
+    others: Mapping[str, Bool[np.ndarray, " samples"]] | None = None,
+) -> pd.DataFrame:
+    """Test accuracies, and how much each is above the final network's, with an interval.
+
+    Args:
+        val: The half that chose the fusion; early stopping chooses on it too.
+        test: The other half.
+        fusion: What was chosen.
+        others: Which test samples other predictors get right.
+
+    Returns:
+        A row a predictor (single, early_stopping, fused, others) with accuracy, gain over the
+        final network, and the ends of its interval (`paired_gain`), as shares of 1.
+    """
+    chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
+    right = {name: right_samples(fuse(test, f), test.labels) for name, f in chosen.items()}
+    right |= others or {}
+    rows = {}
+    for name, mask in right.items():
+        gain = paired_gain(mask, right["single"])
+        ends = {"gain": gain.value, "low": gain.low, "high": gain.high}
+        rows[name] = {"accuracy": float(mask.mean())} | ends
+    rows["single"] |= dict.fromkeys(("gain", "low", "high"), 0.0)
+    return pd.DataFrame(rows).T
+
+
+def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
+    """The same as named numbers, for one line each."""
+    rows: dict[str, float | Gain] = {
+        f"test accuracy, {name}": float(value) for name, value in table["accuracy"].items()
+    }
+    for name, row in table.drop(index="single").iterrows():
+        rows[f"gain, {name}"] = Gain(*map(float, row[["gain", "low", "high"]]))
+    return rows
+
+
+def picks(fusion: Fusion, names: Sequence[str]) -> dict[str, str]:
+    """The picks of a fusion in order, each with its share.
+
+    >>> picks(Fusion(np.array([0.25, 0.75]), ((0, 0.25),)), ["first", "last"])
+    {'pick 1': 'first, share 0.250'}
+    """
+    return {
+        f"pick {i + 1}": f"{names[epoch]}, share {share:.3f}"
+        for i, (epoch, share) in enumerate(fusion.picks)
+    }
+
+
+def _score(delta: float, won: int, lost: int, samples: int) -> float:
+    """Tango's statistic: how many deviations the wins exceed what a gain of delta explains."""
+    b = (2 * samples - won + lost) * delta - won - lost
+    c = -lost * delta * (1 - delta)
+    lost_share = (math.sqrt(max(b * b - 8 * samples * c, 0)) - b) / (4 * samples)
+    variance = samples * (2 * lost_share + delta * (1 - delta))
+    excess = won - lost - samples * delta
+    return excess / math.sqrt(variance) if excess else 0.0
 
 
 def _settings(results: Iterable[Result]) -> list[str]:

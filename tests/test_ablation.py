@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib import InputError, RunConfig, RunRecord, data, runs
+from fmnlib.checkpoint import load_tensors
+from fmnlib.distillation import load_network, members_of
 from fmnlib.fusion import accuracy, early_stopping, fuse, single, uniform
+from fmnlib.paper import ablation, features
+from fmnlib.paper.features import half_shifts
 from fmnlib.stats import calibration_error, nll
-from fmnlib.study import ablation, runs
-from fmnlib.training import data
-from fmnlib.training.checkpoint import load_tensors
-from fmnlib.training.distill import load_network, members_of
-from fmnlib.training.train import checkpoint_path
-from fmnlib.training.views import half_shifts
+from fmnlib.training import checkpoint_path
 
 TINY = RunConfig(model="mlp", width=0.2, epochs=2, train_samples=120, eval_samples=200)
 
@@ -122,7 +121,7 @@ def test_half_shifts_by_hand():
 def test_views_are_averaged_as_probabilities():
     [record] = runs.obtain([TINY], progress=False)
     fusion = uniform(record)
-    [seen] = runs.obtain([runs.viewed(TINY, "uniform", fusion)], progress=False)
+    [seen] = runs.obtain([features.viewed(TINY, "uniform", fusion)], progress=False)
     images = data.load(TINY)
     members = members_of(TINY, runs.folder(TINY), fusion)
     nets = [load_network(member, images) for member in members]
@@ -133,14 +132,14 @@ def test_views_are_averaged_as_probabilities():
     ]
     np.testing.assert_allclose(seen.probs[0], np.mean(said, axis=0), atol=1e-3)
     assert seen.epochs == 1
-    [again] = runs.obtain([runs.viewed(TINY, "uniform", fusion)], progress=False)
+    [again] = runs.obtain([features.viewed(TINY, "uniform", fusion)], progress=False)
     np.testing.assert_array_equal(again.probs, seen.probs)
 
 
 def test_a_transferred_run_starts_where_its_source_ended():
     source = dataclasses.replace(TINY, classes="first_half")
     target = dataclasses.replace(TINY, classes="second_half", lr=0.0, weight_decay=0.0)
-    job = runs.transferred(target, source)
+    job = features.transferred(target, source)
     [record] = runs.obtain([job], progress=False)
     assert record.kept.tolist() == [0, 1]
     assert record.classes == 5

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from fmnlib.training.background import Background
+from fmnlib.recorder import Background
 
 CPU = torch.device("cpu")
 

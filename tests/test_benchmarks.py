@@ -12,8 +12,8 @@ from benchmarks import usual
 from benchmarks.machine import Machine, work
 from benchmarks.measure import Row, Spread, table
 from fmnlib import RunConfig
-from fmnlib.training.data import load
-from fmnlib.training.train import build_model
+from fmnlib.data import load
+from fmnlib.training import build_model
 
 ROOT = Path(__file__).parent.parent
 

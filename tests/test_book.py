@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from fmnlib import InputError
+from fmnlib.paper import book
+from fmnlib.paper.book import collect, publish
 from fmnlib.record import RunRecord
-from fmnlib.study import book
-from fmnlib.study.publish import collect, publish
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from fmnlib import InputError, RunConfig
-from fmnlib.training.data import confused_with, load
+from fmnlib.data import load
+from fmnlib.noise import confused_with
 
 
 def reference_crop(image, row, column, mirror, pad):
@@ -40,7 +41,8 @@ def test_normalised_images_have_mean_0_and_deviation_1():
 def test_augmented_images_are_shifts_of_the_originals(augment):
     data = load(RunConfig())
     index = torch.arange(200)
-    [out] = data.views([index], augment, seed=0)
+    [batch] = data.batches([index], augment, seed=0)
+    out = batch.images
     seen = set()
     for n in range(200):
         image = data.images[n].numpy()
@@ -59,10 +61,14 @@ def test_augmented_images_are_shifts_of_the_originals(augment):
 def test_a_view_depends_on_seed_and_sample_not_on_the_batch():
     data = load(RunConfig())
     order = torch.randperm(1000)
-    whole = torch.cat(list(data.views(torch.arange(1000).split(64), "crop_flip", seed=3)))
-    other = torch.cat(list(data.views(order.split(100), "crop_flip", seed=3)))
+
+    def images(order, size, seed):
+        batches = data.batches(order.split(size), "crop_flip", seed)
+        return torch.cat([batch.images for batch in batches])
+
+    whole, other = images(torch.arange(1000), 64, 3), images(order, 100, 3)
     assert torch.equal(whole[order], other)
-    assert not torch.equal(whole, next(data.views([torch.arange(1000)], "crop_flip", seed=4)))
+    assert not torch.equal(whole, images(torch.arange(1000), 1000, 4))
 
 
 def test_animal10n_is_read_from_its_files_names(tmp_path, monkeypatch):
@@ -78,7 +84,7 @@ def test_animal10n_is_read_from_its_files_names(tmp_path, monkeypatch):
         for number, (image, label) in enumerate(zip(images, labels)):
             file = tmp_path / "animal10n" / part / f"{label}_{number:04d}.png"
             Image.fromarray(image[0].numpy()).save(file)
-    data = load(RunConfig(dataset="animal10n", image_size=8, model="resnet8"))
+    data = load(RunConfig(dataset="animal10n", image_size=8, resize=8, model="resnet8"))
     assert data.images.shape == (40, 3, 8, 8)
     for images, labels, read, said in (
         (digits.images, digits.labels, data.images, data.labels),

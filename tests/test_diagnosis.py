@@ -11,11 +11,10 @@ from scipy.stats import binom
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
 from fmnlib.diagnosis import diagnose
-from fmnlib.fusion import fuse, right_samples
-from fmnlib.intervals import Gain
-from fmnlib.outside.tracker import Tracker
-from fmnlib.search import knowledge_fusion
-from fmnlib.study.report import page
+from fmnlib.fusion import fuse, knowledge_fusion, right_samples
+from fmnlib.report import page
+from fmnlib.stats import Gain
+from fmnlib.tracker import Tracker
 
 
 def record_of(predicted, labels, classes, sure=0.9):

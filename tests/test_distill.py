@@ -5,23 +5,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fmnlib import InputError, RunConfig
-from fmnlib.fusion import Fusion
-from fmnlib.search import knowledge_fusion
-from fmnlib.study import runs
-from fmnlib.training.checkpoint import checkpoint_path, load_tensors
-from fmnlib.training.data import load
-from fmnlib.training.distill import (
-    _bank,
-    _criterion,
+from fmnlib import InputError, RunConfig, runs
+from fmnlib.checkpoint import checkpoint_path, load_tensors
+from fmnlib.data import Batch, load
+from fmnlib.distillation import (
     average,
     distill,
     load_network,
     members_of,
     student_config,
+    teacher_criterion,
+    with_view_pool,
 )
-from fmnlib.training.models import average_weights
-from fmnlib.training.train import predict, train
+from fmnlib.fusion import Fusion, knowledge_fusion
+from fmnlib.models import average_weights
+from fmnlib.training import predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=200, epochs=4)
 
@@ -52,7 +50,8 @@ def test_the_loss_is_hintons(trained):
         expected.append(0.7 * 9 * cross + 0.3 * F.cross_entropy(logits[n], labels[n]))
     for augment in ("none", "crop"):  # a table of the teacher's outputs, or the view itself
         shown = dataclasses.replace(config, augment=augment)
-        loss = _criterion(shown, data, teacher)(logits, images, index)
+        batch = Batch(images, index, torch.zeros(3, dtype=torch.long))
+        loss = teacher_criterion(shown, data, teacher)(logits, batch)
         torch.testing.assert_close(loss, torch.stack(expected))
 
 
@@ -72,12 +71,11 @@ def test_a_student_of_the_fusion_beats_its_run(tmp_path):
 def test_a_student_can_start_from_its_heaviest_teacher(trained, tmp_path):
     folder, _, mix = trained
     members = members_of(SMALL, folder, mix)
-    config = dataclasses.replace(
-        student_config(SMALL, "kf", members), init="teacher", lr=0.0, epochs=1
-    )
+    start = student_config(SMALL, "kf", members, init="teacher")
+    config = dataclasses.replace(start, lr=0.0, epochs=1)
     distill(config, members, tmp_path / "student", device="cpu", progress=False)
-    student = load_tensors(checkpoint_path(tmp_path / "student", 0))[0]
-    heaviest = load_tensors(checkpoint_path(folder, 0))[0]
+    student = load_tensors(checkpoint_path(tmp_path / "student", 0))
+    heaviest = load_tensors(checkpoint_path(folder, 0))
     torch.testing.assert_close(student["0.weight"], heaviest["0.weight"])
 
 
@@ -86,9 +84,9 @@ def test_averaged_weights_have_their_own_batchnorm(trained, tmp_path):
     members = members_of(SMALL, folder, mix)
     config = student_config(SMALL, "averaged_kf", members)
     record = average(config, members, tmp_path / "mean", device="cpu")
-    state = load_tensors(checkpoint_path(tmp_path / "mean", 0))[0]
+    state = load_tensors(checkpoint_path(tmp_path / "mean", 0))
     plain = average_weights(
-        (load_tensors(checkpoint_path(folder, m.epoch))[0], m.weight) for m in members
+        (load_tensors(checkpoint_path(folder, m.epoch)), m.weight) for m in members
     )
     torch.testing.assert_close(state["0.weight"], plain["0.weight"])
     assert not torch.allclose(state["1.running_mean"], plain["1.running_mean"])
@@ -114,25 +112,22 @@ def test_a_teacher_is_named_by_its_weights(trained):
         train(one, runs.folder(one))
 
 
-def test_views_that_are_scored_beforehand_are_those_that_the_student_sees(trained):
+def test_views_predicted_in_advance_are_those_that_the_student_sees(trained):
     folder, _, mix = trained
     members = members_of(SMALL, folder, mix)
-    config = dataclasses.replace(
-        student_config(SMALL, "kf", members), augment="crop_flip", teacher_views=3
-    )
+    few = student_config(SMALL, "kf", members, teacher_views=3)
+    config = dataclasses.replace(few, augment="crop_flip")
     plain = load(config)
-    data = dataclasses.replace(plain, bank=_bank(config, plain))
+    data = with_view_pool(config, plain)
     teacher = [(load_network(member, data), member.weight) for member in members]
-    beforehand, fresh = _criterion(config, data, teacher), _criterion(config, plain, teacher)
+    in_advance, anew = (teacher_criterion(config, of, teacher) for of in (data, plain))
     seen = set()
     for seed in range(6):
         for index in torch.randperm(200)[:50].split(25):
-            [images] = data.views([index], config.augment, seed)
-            seen |= {(int(i), image.numpy().tobytes()) for i, image in zip(index, images)}
+            [batch] = data.batches([index], config.augment, seed)
+            seen |= {(int(i), image.numpy().tobytes()) for i, image in zip(index, batch.images)}
             logits = torch.randn(25, 10)
-            torch.testing.assert_close(
-                beforehand(logits, images, index), fresh(logits, images, index)
-            )
+            torch.testing.assert_close(in_advance(logits, batch), anew(logits, batch))
     views_of = [sum(i == sample for i, _ in seen) for sample in range(200)]
     assert max(views_of) in (2, 3)
 
@@ -140,8 +135,7 @@ def test_views_that_are_scored_beforehand_are_those_that_the_student_sees(traine
 def test_a_student_of_few_views_learns(trained, tmp_path):
     folder, record, mix = trained
     members = members_of(SMALL, folder, mix)
-    config = dataclasses.replace(
-        student_config(SMALL, "kf", members), augment="crop", teacher_views=4, epochs=8
-    )
+    few = student_config(SMALL, "kf", members, teacher_views=4)
+    config = dataclasses.replace(few, augment="crop", epochs=8)
     student = distill(config, members, tmp_path / "student", device="cpu", progress=False)
     assert student.accuracy[-1] > record.accuracy[-1] - 0.1

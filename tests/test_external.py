@@ -1,5 +1,6 @@
 """Checkpoints of a training from elsewhere, from files on disk to one network that is shipped."""
 
+import argparse
 import json
 import re
 import shutil
@@ -15,9 +16,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from fmnlib import InputError, RunRecord
+from fmnlib import InputError, RunRecord, images
 from fmnlib.__main__ import main
-from fmnlib.outside.checkpoints import (
+from fmnlib.external import (
     find_checkpoints,
     fit,
     maker,
@@ -25,8 +26,8 @@ from fmnlib.outside.checkpoints import (
     record_checkpoints,
     write_state,
 )
-from fmnlib.outside.pictures import View, read_pictures
-from fmnlib.search import knowledge_fusion
+from fmnlib.fusion import knowledge_fusion
+from fmnlib.images import Preprocessing, open_folder
 
 NET = """
 from torch import nn
@@ -35,7 +36,7 @@ def build():
     convs = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 """
-VIEW = View(size=8, resize=8, mean=(0.5,), std=(0.5,))
+GREY = Preprocessing(size=8, resize=8, mean=(0.5,), std=(0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +44,20 @@ def elsewhere(tmp_path_factory):
     """A folder of images, a network, and the checkpoints of its training on wrong labels."""
     root = tmp_path_factory.mktemp("elsewhere")
     pixels, labels = load_digits(return_X_y=True)
-    images = (pixels.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    digits = (pixels.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
     for part, chosen in (("train", range(500)), ("val", range(500, 1500))):
         for n in chosen:
             place = root / part / f"digit {labels[n]}"
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images[n]).save(place / f"{n}.png")
+            Image.fromarray(digits[n]).save(place / f"{n}.png")
     (root / "net.py").write_text(NET)
     (root / "ckpt").mkdir()
     torch.manual_seed(0)
-    train = read_pictures(root / "train", VIEW)
-    inputs, given = VIEW.normalize(train.images), train.labels.clone()
+    train = open_folder(root / "train", GREY)
+    inputs, given = GREY.normalize(train.load()), torch.from_numpy(train.labels.copy())
     wrong = torch.rand(len(given)) < 0.4
     given[wrong] = torch.randint(0, 10, (int(wrong.sum()),))
-    model = maker(f"{root}/net.py:build", classes=10, view=VIEW)()
+    model = maker(f"{root}/net.py:build", classes=10, preprocessing=GREY)()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for epoch in range(25):
         for index in torch.randperm(len(given)).split(50):
@@ -117,10 +118,9 @@ def test_one_network_is_written_that_loads_without_us(fmn, elsewhere, tmp_path, 
     record = RunRecord.load(tmp_path / "mine.npz")
     (pick, share), *_ = knowledge_fusion(record.split(0)[0]).picks
     assert told["pick 1"] == f"e{pick}.pt, share {share:.3f}"
-    place = np.arange(1000)[None].repeat(25, axis=0)
-    test = RunRecord(**vars(record) | {"predicted": place}).split(0)[1].predicted[0]
-    val = read_pictures(elsewhere / "val", VIEW)
-    stored = VIEW.normalize(val.images[test]), val.labels[test]
+    test = record.split(0)[1].index
+    val = open_folder(elsewhere / "val", GREY).take(test)
+    stored = GREY.normalize(val.load()), torch.from_numpy(val.labels)
     torch.save(stored, tmp_path / "test.pt")
     script = [sys.executable, "-c", LOAD, elsewhere, tmp_path / "fused.safetensors"]
     done = subprocess.run([*script, tmp_path / "test.pt"], capture_output=True, check=True)
@@ -192,12 +192,16 @@ def test_bad_input_is_told_in_one_line(fmn, elsewhere, tmp_path, words, told):
     assert not list(tmp_path.glob("fused*"))
 
 
-def test_more_images_than_memory_holds_are_told_before_they_are_read(elsewhere):
-    view = View(size=1_000_000, mean=(0.5,), std=(0.5,))
-    with pytest.raises(
-        InputError, match=r"images of .*train take [\d]+ GB, memory is \d+ GB; give"
-    ):
-        read_pictures(elsewhere / "train", view)
+def test_images_that_do_not_fit_in_memory_give_the_same_network(fmn, tmp_path, monkeypatch):
+    reports = []
+    for limit, name in ((images.IN_MEMORY, "held"), (0, "read")):
+        monkeypatch.setattr(images, "IN_MEMORY", limit)
+        reports.append(json.loads(fmn(f"--json --output {name}.safetensors")[1]))
+    del reports[0]["written"], reports[1]["written"]
+    assert reports[0] == reports[1]
+    assert (tmp_path / "held.safetensors").read_bytes() == (
+        tmp_path / "read.safetensors"
+    ).read_bytes()
 
 
 def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
@@ -227,7 +231,7 @@ def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
 def test_a_function_that_makes_no_network_is_told(tmp_path, body, told):
     (tmp_path / "mine.py").write_text(body)
     with pytest.raises(InputError, match=re.escape(told)):
-        maker(f"{tmp_path}/mine.py:build", classes=10, view=VIEW)
+        maker(f"{tmp_path}/mine.py:build", classes=10, preprocessing=GREY)
 
 
 def test_grey_is_the_grey_of_torchvision_on_images(tmp_path):
@@ -236,7 +240,7 @@ def test_grey_is_the_grey_of_torchvision_on_images(tmp_path):
         (tmp_path / f"{n}").mkdir()
         colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(colours).save(tmp_path / f"{n}" / "0.png")
-    seen = read_pictures(tmp_path, VIEW).images[1, 0].numpy()
+    seen = open_folder(tmp_path, GREY).images[1, 0].numpy()
     np.testing.assert_array_equal(seen, np.asarray(Image.fromarray(colours).convert("L")))
 
 
@@ -252,7 +256,9 @@ def test_checkpoints_come_in_the_order_of_training(tmp_path):
     assert [path.parent.name for path in found] == ["checkpoint-900", "checkpoint-1000"]
 
 
-@pytest.mark.parametrize("form", ["plain.pt", "nested.pth", "parallel.pt", "plain.safetensors"])
+@pytest.mark.parametrize(
+    "form", ["plain.pt", "nested.pth", "reference.pth", "parallel.pt", "plain.safetensors"]
+)
 def test_every_usual_form_of_a_checkpoint_is_read(tmp_path, form):
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     state, path = net.state_dict(), tmp_path / form
@@ -261,6 +267,8 @@ def test_every_usual_form_of_a_checkpoint_is_read(tmp_path, form):
         assert safetensors.torch.load_file(path).keys() == state.keys()
     elif form == "nested.pth":
         torch.save({"model_state_dict": state, "optimizer_state_dict": {"lr": 0.1}}, path)
+    elif form == "reference.pth":  # of torchvision's reference scripts
+        torch.save({"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, path)
     elif form == "parallel.pt":
         extra = {"criterion.weight": torch.ones(2)}
         torch.save({f"module.{k}": v for k, v in state.items()} | extra, path)
@@ -307,17 +315,17 @@ def test_a_file_that_holds_something_else_says_what(tmp_path):
 
 
 def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path):
-    pictures = read_pictures(elsewhere / "val", VIEW)
+    val = open_folder(elsewhere / "val", GREY)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.constant_(net[1].bias, np.nan)
     torch.save(net.state_dict(), tmp_path / "e7.pt")
     with pytest.raises(InputError, match=r"e7\.pt predicts NaN: its training diverged"):
-        record_checkpoints(net, [tmp_path / "e7.pt"], pictures, VIEW, device=torch.device("cpu"))
+        record_checkpoints(net, [tmp_path / "e7.pt"], val, device=torch.device("cpu"))
     shutil.copytree(elsewhere / "val", tmp_path / "val")
     image = sorted((tmp_path / "val").glob("*/*"))[-1]
     image.write_bytes(image.read_bytes()[:40])
     with pytest.raises(InputError, match=rf"{image.name} cannot be read as an image .*; mend it"):
-        read_pictures(tmp_path / "val", VIEW)
+        open_folder(tmp_path / "val", GREY).load()
 
 
 def test_bad_options_leave_no_record_behind(fmn, tmp_path):
@@ -328,7 +336,7 @@ def test_bad_options_leave_no_record_behind(fmn, tmp_path):
 
 
 def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):
-    make = maker("torchvision:squeezenet1_1", classes=10, view=View(size=32))
+    make = maker("torchvision:squeezenet1_1", classes=10, preprocessing=Preprocessing(size=32))
     words = f"--checkpoints {tmp_path}/s*.pt --model torchvision:squeezenet1_1"
     words += f" --data {elsewhere}/train"
     words += " --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --resize 0"

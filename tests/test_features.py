@@ -1,4 +1,4 @@
-"""fmnlib.training.features: the last layer, given the features, says what the network says."""
+"""fmnlib.paper.features: the last layer, given the features, says what the network says."""
 
 import dataclasses
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig
-from fmnlib.study import runs
-from fmnlib.theory import truncated_predictions
-from fmnlib.training.data import load
-from fmnlib.training.distill import Member, load_network
-from fmnlib.training.features import learned_features, pixels, predict_truncated
-from fmnlib.training.train import build_model, predict
+from fmnlib import InputError, RunConfig, runs
+from fmnlib.data import load
+from fmnlib.distillation import Member, load_network
+from fmnlib.paper import features
+from fmnlib.paper.features import learned_features, pixels, predict_truncated
+from fmnlib.paper.theory import truncated_predictions
+from fmnlib.training import build_model, predict
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=100, epochs=2)
 
@@ -38,7 +38,7 @@ def test_pixels_are_the_images():
 
 
 def test_the_record_of_a_networks_features(runs_root):
-    job = runs.truncated(SMALL)
+    job = features.truncated(SMALL)
     [record] = runs.obtain([job], device="cpu", progress=False)
     assert runs.folder(SMALL).joinpath("record.npz").exists()  # its network was trained first
     data = load(SMALL)

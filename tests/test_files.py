@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fmnlib.files import Batch, write_whole
+from fmnlib.files import Transaction, write_whole
 
 
 def names(folder):
@@ -20,14 +20,14 @@ def test_write_whole_leaves_no_part(tmp_path):
     assert names(tmp_path) == ["b"]
 
 
-def test_nothing_is_in_its_place_before_the_batch_is_settled(tmp_path):
+def test_nothing_is_in_its_place_before_the_batch_is_commitd(tmp_path):
     (tmp_path / "one").write_bytes(b"old")
-    batch = Batch()
+    batch = Transaction()
     batch.write(tmp_path / "one", b"new")
     batch.write(tmp_path / "two", b"new")
     assert (tmp_path / "one").read_bytes() == b"old"
     assert not (tmp_path / "two").exists()
-    batch.settle()
+    batch.commit()
     assert {(tmp_path / name).read_bytes() for name in names(tmp_path)} == {b"new"}
 
 
@@ -38,30 +38,30 @@ def test_a_file_is_not_seen_before_those_given_before_it(tmp_path, monkeypatch):
         type(tmp_path), "replace", lambda part, path: (order.append(path.name), put(part, path))
     )
     (tmp_path / "rows").write_bytes(b"row")
-    batch = Batch()
+    batch = Transaction()
     batch.changed(tmp_path / "rows")
     batch.write(tmp_path / "weights", b"")
     batch.write(tmp_path / "state", b"")
-    batch.settle()
+    batch.commit()
     assert order == ["held", "held", "weights", "held", "state"]
 
 
 def test_where_one_cannot_be_written_none_is(tmp_path):
     (tmp_path / "rows").write_bytes(b"row")
-    batch = Batch()
+    batch = Transaction()
     batch.changed(tmp_path / "rows")
     batch.write(tmp_path / "weights", b"new")
     with pytest.raises(FileExistsError):
         batch.write(tmp_path / "rows" / "state", b"")  # its folder is a file
-    batch.settle()
+    batch.commit()
     assert names(tmp_path) == ["rows"]
 
 
 def test_where_one_cannot_be_put_in_its_place_those_after_it_are_not(tmp_path):
     (tmp_path / "weights").mkdir()
-    batch = Batch()
+    batch = Transaction()
     batch.write(tmp_path / "weights", b"new")
     batch.write(tmp_path / "state", b"new")
     with pytest.raises(OSError, match="directory"):
-        batch.settle()
+        batch.commit()
     assert names(tmp_path) == []

@@ -8,21 +8,21 @@ import pytest
 from filelock import FileLock
 
 from fmnlib import InputError, RunConfig, RunRecord
-from fmnlib.training.folder import once
+from fmnlib.checkpoint import load_or_create
 
 RECORD = RunRecord.from_arrays(np.full((1, 2, 2), 0.5), [0, 1])
 
 
 def test_a_folder_is_one_runs(tmp_path):
-    once(RunConfig(), tmp_path, lambda: RECORD)
+    load_or_create(RunConfig(), tmp_path, lambda: RECORD)
     with pytest.raises(InputError, match="is the folder of another run; choose another folder"):
-        once(RunConfig(seed=1), tmp_path, lambda: RECORD)
+        load_or_create(RunConfig(seed=1), tmp_path, lambda: RECORD)
 
 
 def test_a_record_is_made_once(tmp_path):
     made = []
     for _ in range(2):
-        record = once(RunConfig(), tmp_path, lambda: made.append(1) or RECORD)
+        record = load_or_create(RunConfig(), tmp_path, lambda: made.append(1) or RECORD)
     assert made == [1]
     np.testing.assert_array_equal(record.predicted, RECORD.predicted)
 
@@ -31,7 +31,7 @@ def test_the_second_waits_and_says_so(tmp_path, capsys):
     config, made = RunConfig(), []
     with FileLock(tmp_path / ".lock", thread_local=False):
         other = threading.Thread(
-            target=once, args=(config, tmp_path, lambda: made.append(1) or RECORD)
+            target=load_or_create, args=(config, tmp_path, lambda: made.append(1) or RECORD)
         )
         other.start()
         while not (told := capsys.readouterr().err):

@@ -14,14 +14,15 @@ from fmnlib.fusion import (
     accuracy,
     around,
     early_stopping,
+    exhaustive_fusion,
     fixed_jumps,
     fuse,
     horizontal,
+    knowledge_fusion,
     single,
     uniform,
 )
 from fmnlib.scores import forget_fraction
-from fmnlib.search import exhaustive_fusion, knowledge_fusion
 
 GRID = np.arange(0, 1.005, 0.01)
 SEARCHES = {

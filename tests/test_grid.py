@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from fmnlib import InputError
+from fmnlib import InputError, runs
 from fmnlib.__main__ import app
 from fmnlib.config import Paused
+from fmnlib.paper import grid
+from fmnlib.paper.grid import cells, publish, published, status, work
 from fmnlib.record import Result, RunRecord
-from fmnlib.study import grid, runs
-from fmnlib.study.grid import cells, publish, published, status, work
 
 TINY = {"epochs": 4, "train_samples": 100, "eval_samples": 100}
 NOISY = {"noise": "symmetric", "noise_rate": 0.4}

@@ -58,9 +58,9 @@ def test_what_it_prints_is_what_it_says(followed):
 def test_its_other_code_names_what_exists():
     text = GUIDE.read_text()
     from fmnlib import RunRecord, diagnosis
-    from fmnlib.outside import huggingface, lightning
+    from fmnlib.integrations import huggingface, lightning
 
-    assert "from fmnlib.outside.lightning import RecordEpochs" in text
+    assert "from fmnlib.integrations.lightning import RecordEpochs" in text
     assert lightning.RecordEpochs
     assert huggingface.RecordEpochs
     assert RunRecord.from_arrays

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from fmnlib.intervals import Gain, Interval, gain, share
+from fmnlib.stats import Gain, Interval, paired_gain, proportion
 
 Z = 1.959963984540054
 
@@ -35,7 +35,7 @@ def score_by_brute_force(delta, won, lost, samples):
 
 @pytest.mark.parametrize("counts", [(12, 9, 80), (30, 4, 100), (1, 0, 44), (5, 5, 20), (0, 7, 50)])
 def test_the_ends_of_a_gain_are_where_the_score_is_at_its_quantile(counts):
-    found = gain(*pair(*counts))
+    found = paired_gain(*pair(*counts))
     assert found.value == pytest.approx((counts[0] - counts[1]) / counts[2])
     assert score_by_brute_force(found.low, *counts) == pytest.approx(Z, abs=2e-3)
     assert score_by_brute_force(found.high, *counts) == pytest.approx(-Z, abs=2e-3)
@@ -43,13 +43,13 @@ def test_the_ends_of_a_gain_are_where_the_score_is_at_its_quantile(counts):
 
 def test_a_gain_and_the_loss_that_mirrors_it():
     right, baseline = pair(17, 3, 120)
-    there, back = gain(right, baseline), gain(baseline, right)
+    there, back = paired_gain(right, baseline), paired_gain(baseline, right)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 60), (60, 0, 60), (0, 60, 60), (1, 0, 1)])
 def test_extreme_counts_have_intervals_too(counts):
-    found = gain(*pair(*counts))
+    found = paired_gain(*pair(*counts))
     assert -1 <= found.low <= found.value <= found.high <= 1
     assert found.high - found.low > 0.02
 
@@ -58,19 +58,19 @@ def test_nineteen_in_twenty_intervals_hold_the_truth():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(1000):
         kind = rng.choice(3, size=150, p=[0.10, 0.04, 0.86])
-        found = gain(kind == 0, kind == 1)
+        found = paired_gain(kind == 0, kind == 1)
         inside += found.low <= 0.06 <= found.high
     assert 930 <= inside <= 970
 
 
 def test_a_higher_level_is_wider():
     right, baseline = pair(17, 3, 120)
-    assert gain(right, baseline, 0.99).low < gain(right, baseline).low
-    assert share(5, 50, 0.99).high > share(5, 50).high
+    assert paired_gain(right, baseline, 0.99).low < paired_gain(right, baseline).low
+    assert proportion(5, 50, 0.99).high > proportion(5, 50).high
 
 
 def test_a_share_by_the_quadratic_that_defines_it():
-    found = share(7, 60)
+    found = proportion(7, 60)
     for end in (found.low, found.high):
         assert (7 / 60 - end) ** 2 == pytest.approx(Z**2 * end * (1 - end) / 60)
 

@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib.checkpoint import load_tensors, newest_state, restore
 from fmnlib.config import Paused
-from fmnlib.training.checkpoint import load_tensors
-from fmnlib.training.data import load
-from fmnlib.training.state import newest, restore
-from fmnlib.training.step import Parts, make_optimizer
-from fmnlib.training.train import build_model, train
+from fmnlib.data import load
+from fmnlib.step import Parts, make_optimizer
+from fmnlib.training import build_model, train
 
 # Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
 CONFIG = RunConfig(
@@ -33,7 +32,7 @@ CONFIG = RunConfig(
 )
 # A server that has loaded torch and computed nothing: its children are real processes, at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fmnlib.training.train"])
+CONTEXT.set_forkserver_preload(["fmnlib.training"])
 
 
 def begin(config, folder, limit=None):
@@ -71,7 +70,7 @@ def assert_same(one, other):
     files = sorted(path.name for path in (one / "checkpoints").iterdir())
     assert files == sorted(path.name for path in (other / "checkpoints").iterdir())
     for file in files:
-        weights = [load_tensors(folder / "checkpoints" / file)[0] for folder in (one, other)]
+        weights = [load_tensors(folder / "checkpoints" / file) for folder in (one, other)]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert sorted(p.name for p in other.iterdir()) == sorted(p.name for p in one.iterdir())
@@ -168,7 +167,7 @@ def test_what_an_optimiser_remembers_has_the_strides_of_its_parameters(tmp_path)
     """Fused updates on a GPU refuse others."""
     with pytest.raises(Paused):
         train(CONFIG, tmp_path, device="cpu", progress=False, deadline=0.0)
-    found = newest(tmp_path)
+    found = newest_state(tmp_path)
     assert found is not None
     assert found[0] == 0
     model = build_model(CONFIG, load(CONFIG))

@@ -4,13 +4,13 @@ import torch
 from torch import nn
 
 from fmnlib import InputError
-from fmnlib.training.checkpoint import lossless, rounded
-from fmnlib.training.models import (
-    arithmetic,
+from fmnlib.checkpoint import rounded_by_autocast, to_bfloat16
+from fmnlib.models import (
+    autocast,
     average_weights,
     build,
+    load_average,
     mix_probs,
-    reestimate_batchnorm,
 )
 
 
@@ -35,11 +35,11 @@ def test_checkpoints_in_half_predict_bit_for_bit(name):
     """Tables of positions and layer scales are matrices too, but no pass rounds them."""
     torch.manual_seed(0)
     net, other = (build(name, classes=5, channels=3, side=32).eval() for _ in range(2))
-    other.load_state_dict(lossless(net.state_dict(), rounded(net)))
+    other.load_state_dict(to_bfloat16(net.state_dict(), rounded_by_autocast(net)))
     images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(), arithmetic("bfloat16", torch.device("cpu")):
+    with torch.no_grad(), autocast("bfloat16", torch.device("cpu")):
         assert torch.equal(net(images), other(images))
-    assert 0.2 < len(rounded(net)) / len(dict(net.named_parameters())) < 0.5
+    assert 0.2 < len(rounded_by_autocast(net)) / len(dict(net.named_parameters())) < 0.5
 
 
 def test_width_scales_the_channels():
@@ -86,7 +86,7 @@ def test_averaging_leaves_counts_whole_and_equal_networks_as_they_are():
 def test_batchnorm_is_the_mean_over_the_batches():
     net = nn.Sequential(nn.BatchNorm1d(1))
     batches = [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [8.0]])]
-    reestimate_batchnorm(net, batches)
+    load_average(net, [(net.state_dict(), 1.0)], batches)
     assert net[0].running_mean.item() == pytest.approx((1 + 6) / 2)
     assert net[0].running_var.item() == pytest.approx((2 + 8) / 2)
     assert net[0].momentum == 0.1

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnlib import InputError, RunRecord
-from fmnlib.study import runs
-from fmnlib.study.book import execute
-from fmnlib.training.train import train
+from fmnlib import InputError, RunRecord, runs
+from fmnlib.paper.book import execute
+from fmnlib.training import train
 
 ROOT = Path(__file__).parent.parent
 FEW = {"epochs": 6, "train_samples": 200}

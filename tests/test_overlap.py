@@ -1,9 +1,9 @@
-"""fmnlib.overlap: plain loops, and what a permutation keeps."""
+"""fmnlib.paper.theory: plain loops, and what a permutation keeps."""
 
 import numpy as np
 import pytest
 
-from fmnlib.overlap import (
+from fmnlib.paper.theory import (
     agreement,
     by_chance,
     correlation,

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from fmnlib import RunConfig
+from fmnlib.data import load
 from fmnlib.plane import SIDE, as_map, wave
-from fmnlib.training.data import load
-from fmnlib.training.train import train
+from fmnlib.training import train
 
 
 def test_classes_follow_the_wave():

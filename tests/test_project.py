@@ -12,141 +12,62 @@ import pytest
 import yaml
 
 from fmnlib import InputError
-from fmnlib.study.book import headline, readme_with
-from fmnlib.study.plots import METHODS
-from fmnlib.study.publish import collect
+from fmnlib.paper.book import collect, headline, readme_with
+from fmnlib.plots import METHODS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SUMMARY = json.loads((ROOT / "results" / "summary.json").read_text())
 
-# Who may import whom, and what from outside: the table in CONTRIBUTING.md.
-OURS = {
-    # fmnlib/
-    "config": "",
-    "files": "",
-    "record": "config files",
-    "noise": "config",
-    "scores": "",
-    "theory": "config",
-    "overlap": "scores",
-    "plane": "",
-    "shares": "",
-    "fusion": "config files record",
-    "search": "config fusion record scores shares",
-    "selection": "config fusion record",
-    "stats": "config record",
-    "intervals": "",
-    "gains": "fusion intervals record",
-    "diagnosis": "fusion intervals record scores search",
-    "commands": (
-        "config diagnosis external files fusion gains intervals record report runs "
-        "scores search tracker"
-    ),
-    # fmnlib/training/
-    "models": "config",
-    "reader": "config",
-    "streamed": "config reader",
-    "regularize": "",
-    "recipes": "config",
-    "augment": "",
-    "dataset": "augment streamed",
-    "sources": "config plane",
-    "data": "config dataset noise sources streamed",
-    "checkpoint": "config files",
-    "schedule": "config",
-    "background": "",
-    "parallel": "config",
-    "recorder": "config dataset files record",
-    "folder": "config files parallel record",
-    "step": "config dataset models parallel regularize",
-    "state": "checkpoint config files step",
-    "train": (
-        "background checkpoint config data dataset files folder models parallel record "
-        "recorder schedule state step"
-    ),
-    "distill": (
-        "augment checkpoint config data dataset folder fusion models parallel record "
-        "recorder step train"
-    ),
-    "views": "config data distill folder record recorder train",
-    "features": "config data dataset distill folder record recorder theory train",
-    # fmnlib/study/
-    "pool": "",
-    "ablation": "config fusion noise record scores shares stats",
-    "plots": "stats",
-    "plots_ablation": "plots stats",
-    "plots_theory": "plots",
-    "publish": "record stats",
-    "runs": "config distill features fusion pool record sources train views",
-    "compare": "config fusion record runs search stats",
-    "protocols": "compare config fusion record runs",
-    "students": "compare config distill fusion record runs search",
-    "grid": "compare config files protocols record runs search students",
-    "book": "config files plots publish record runs stats",
-    "report": "diagnosis fusion plots record scores",
-    # fmnlib/outside/
-    "tracker": "checkpoint config files record",
-    "watch": "config tracker",
-    "lightning": "record tracker watch",
-    "huggingface": "record tracker watch",
-    "pictures": "config sources",
-    "checkpoints": "config files models pictures record",
-    "shipping": "checkpoints config fusion models pictures",
-    "external": "checkpoints config files fusion gains pictures record shipping train",
-}
 NO_TORCH = (
-    "config files record noise scores theory overlap plane shares fusion search selection stats "
-    "ablation plots publish intervals gains diagnosis report tracker external commands"
+    "config files record noise scores plane fusion stats diagnosis report tracker plots __main__ "
+    "paper.theory paper.ablation paper.plots"
 ).split()
 
 
-FILES = {path.stem: path for path in (ROOT / "fmnlib").rglob("[a-z]*.py")}
-LAYERS = ["fmnlib", "training", "study", "outside"]  # each may import from those before it
+def test_layers_import_downwards():
+    """The layers stand in pyproject.toml; import-linter holds them."""
+    linter = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as m; m()"]
+    done = subprocess.run(linter, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "1 kept, 0 broken" in done.stdout
 
 
-def imports(module):
-    """The modules of fmnlib that a module imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fmnlib"):
-            last = node.module.rpartition(".")[2]
-            names |= {alias.name for alias in node.names} if last in LAYERS else {last}
-        elif isinstance(node, ast.Import):
-            names |= {a.name.rpartition(".")[2] for a in node.names if a.name.startswith("fmnlib")}
-    return names
+def test_the_front_door_opens_at_once():
+    """Importing the package loads nothing heavy; its names load what they need."""
+    script = (
+        "import sys, fmnlib as fmn\n"
+        "heavy = {'numpy', 'torch', 'pandas', 'matplotlib', 'scipy'}\n"
+        "assert not heavy & set(sys.modules)\n"
+        "fmn.RunRecord, fmn.forget_fraction, fmn.knowledge_fusion, fmn.Tracker\n"
+        "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert all(getattr(fmn, name) is not None for name in fmn.__all__)\n"
+        "assert callable(fmn.train) and callable(fmn.distill)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_every_module_has_its_row():
-    assert set(OURS) == set(FILES)
-    assert len(FILES) == len(list((ROOT / "fmnlib").rglob("[a-z]*.py")))  # names are unique
-
-
-@pytest.mark.parametrize("module", sorted(set(OURS) - {"commands"}))
-def test_layers_import_downwards(module):
-    layer = LAYERS.index(FILES[module].parent.name)
-    assert all(LAYERS.index(FILES[name].parent.name) <= layer for name in imports(module))
-
-
-@pytest.mark.parametrize("module", OURS)
-def test_modules_import_what_their_row_lists(module):
-    assert imports(module) <= set(OURS[module].split())
-
-
-def dotted(module):
-    return ".".join(FILES[module].relative_to(ROOT).with_suffix("").parts)
-
-
-def test_arrays_need_no_torch_and_the_package_no_matplotlib():
-    script = "import sys\nimport fmnlib\nassert 'matplotlib' not in sys.modules\n"
-    script += "".join(f"import {dotted(module)}\n" for module in NO_TORCH)
+def test_arrays_need_no_torch():
+    script = "import sys\n" + "".join(f"import fmnlib.{module}\n" for module in NO_TORCH)
     script += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_modules_stay_short():
-    for path in (ROOT / "fmnlib").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 300, path.name
+def test_the_readme_shows_every_file():
+    """Its tree has a line for each module, and each of these a module."""
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("fmnlib/\n") :].partition("```")[0]
+    shown = set(re.findall(r"^ *([a-z_]+)(?:\.py|/)? ", tree, re.MULTILINE))
+    modules = {path.stem for path in (ROOT / "fmnlib").rglob("*.py")} - {"__init__", "__main__"}
+    assert modules <= shown | {"lightning", "huggingface"}
+    assert shown - modules <= {"__init__", "__main__", "integrations", "paper"}
+
+
+def test_the_library_stays_small():
+    files = [path.read_text().splitlines() for path in (ROOT / "fmnlib").rglob("*.py")]
+    assert len(files) <= 40
+    assert max(map(len, files)) <= 600
+    assert sum(map(len, files)) <= 7400
 
 
 # ---------------------------------------------------------------- one address

@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, RunRecord, fusion
-from fmnlib.search import knowledge_fusion
-from fmnlib.study import runs
-from fmnlib.study.compare import independent_members
-from fmnlib.study.protocols import compare_protocols, ema, fge, snapshot, swa
-from fmnlib.study.students import compare_students, student_of_finals, try_losses
-from fmnlib.training.checkpoint import checkpoint_path, load_tensors
-from fmnlib.training.data import load
-from fmnlib.training.schedule import learning_rate
-from fmnlib.training.train import build_model
+from fmnlib import InputError, RunConfig, RunRecord, fusion, runs
+from fmnlib.checkpoint import checkpoint_path, load_tensors
+from fmnlib.data import load
+from fmnlib.fusion import knowledge_fusion
+from fmnlib.paper.compare import (
+    compare_protocols,
+    compare_students,
+    ema,
+    fge,
+    independent_members,
+    snapshot,
+    student_of_finals,
+    swa,
+    try_losses,
+)
+from fmnlib.training import build_model, learning_rate
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=100, eval_samples=200, epochs=8)
 
@@ -122,7 +128,7 @@ def test_swa_is_the_mean_of_the_weights_with_batchnorm_estimated_anew():
     job = runs.averaged(config, "swa", weights)
     runs.obtain([job], device="cpu", progress=False)
     place = runs.folder(config)
-    one, two = (load_tensors(checkpoint_path(place, epoch))[0] for epoch in (6, 7))
+    one, two = (load_tensors(checkpoint_path(place, epoch)) for epoch in (6, 7))
     mean = load_tensors(checkpoint_path(runs.folder(job.config), 0))[0]
     torch.testing.assert_close(mean["0.weight"], (one["0.weight"] + two["0.weight"]) / 2)
     data = load(config)

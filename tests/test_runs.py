@@ -3,11 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fmnlib import InputError, RunConfig, fusion
-from fmnlib.search import knowledge_fusion
-from fmnlib.study import runs
-from fmnlib.study.compare import compare, independent_members
-from fmnlib.training.train import train
+from fmnlib import InputError, RunConfig, fusion, runs
+from fmnlib.fusion import knowledge_fusion
+from fmnlib.paper.compare import compare, independent_members
+from fmnlib.training import train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, epochs=4)
 

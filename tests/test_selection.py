@@ -1,12 +1,11 @@
-"""fmnlib.selection: greedy selection against plain loops, EM against scipy's optimum."""
+"""fmnlib.fusion: greedy selection against plain loops, EM against scipy's optimum."""
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from fmnlib import InputError, RunRecord
-from fmnlib.fusion import fuse
-from fmnlib.selection import em_step, greedy_selection, likelihood_weights
+from fmnlib.fusion import em_step, fuse, greedy_selection, likelihood_weights
 
 
 def make(seed, epochs=6, samples=25, classes=3):

@@ -1,11 +1,11 @@
-"""fmnlib.shares: the intervals against argmax, their best share against plain counting."""
+"""fmnlib.fusion: the intervals against argmax, their best share against plain counting."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from fmnlib.shares import best_share, share_intervals
+from fmnlib.fusion import best_share, share_intervals
 
 
 def two_predictors(kind, seed, samples=60, classes=5):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fmnlib import InputError, Result
+from fmnlib import InputError
+from fmnlib.record import Result
 from fmnlib.stats import (
     calibration_error,
     costs,

@@ -1,11 +1,11 @@
-"""fmnlib.theory against brute force: gradient descent by autograd on real deep linear networks."""
+"""fmnlib.paper.theory against brute force: gradient descent on real deep linear networks."""
 
 import numpy as np
 import pytest
 import torch
 
 from fmnlib import InputError, scores
-from fmnlib.theory import (
+from fmnlib.paper.theory import (
     balanced_layers,
     compare_paths,
     early_forget_time,

@@ -15,8 +15,8 @@ from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 from fmnlib import InputError, RunRecord
-from fmnlib.outside.tracker import Tracker, load_tracked
-from fmnlib.outside.watch import Watch, predict_batches
+from fmnlib.tracker import Tracker, load_tracked
+from fmnlib.watch import Watch, predict_batches
 
 LABELS = [0, 1, 2, 1]
 
@@ -93,7 +93,7 @@ def test_scikit_learn_by_partial_fit(tmp_path):
 LOOP = """
 import sys
 import numpy as np
-from fmnlib.outside.tracker import Tracker
+from fmnlib.tracker import Tracker
 tracker = Tracker(sys.argv[1], np.arange(2000) % 50)
 rng = np.random.default_rng(0)
 while True:

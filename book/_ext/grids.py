@@ -32,8 +32,8 @@ class GridTable(SphinxDirective):
     )
 
     def run(self) -> list[nodes.Node]:
-        from fmnlib.study.grid import cells
-        from fmnlib.study.plots import METHODS as LOOKS
+        from fmnlib.paper.grid import cells
+        from fmnlib.plots import METHODS as LOOKS
 
         name = f"{self.options['results']}/results.json"
         there = Path(self.env.srcdir, "results", name).exists()

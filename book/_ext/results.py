@@ -104,7 +104,7 @@ class ResultsTable(SphinxDirective):
         return {s: {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()}
 
     def table(self, cells: dict[str, dict[str, str]]) -> list[str]:
-        from fmnlib.study.plots import METHODS
+        from fmnlib.plots import METHODS
 
         wanted = (self.options[option].split(",") for option in ("settings", "methods"))
         settings, methods = ([name.strip() for name in names] for names in wanted)

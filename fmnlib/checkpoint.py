@@ -1,0 +1,236 @@
+"""A run's files: checkpoints, the state to resume from, and the lock of its folder.
+
+Tensors are written whole or not at all, checked when read, never unpickled. The state after an
+epoch is all that a killed run needs to go on; the last two are kept. A folder is one run's, and
+one process's at a time.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from fmnlib.config import InputError, RunConfig
+from fmnlib.files import Transaction, write_whole
+from fmnlib.parallel import SINGLE_PROCESS, World
+from fmnlib.record import RunRecord
+from fmnlib.step import Parts
+
+
+def checkpoint_path(folder: Path, epoch: int) -> Path:
+    """Where the weights after an epoch lie."""
+    return folder / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
+
+
+def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
+    """The weights that autocast rounds to half precision in every pass, by name.
+
+    Those of linear layers, convolutions and attention; an embedding of positions, say, it leaves.
+
+    >>> sorted(rounded_by_autocast(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))))
+    ['0.weight']
+    """
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            names.add(f"{name}.weight".lstrip("."))
+        if isinstance(module, nn.MultiheadAttention):
+            names.add(f"{name}.in_proj_weight".lstrip("."))
+    return frozenset(names)
+
+
+def to_bfloat16(state: Mapping[str, Tensor], halved: Collection[str]) -> dict[str, Tensor]:
+    """Weights as small as they can be kept without changing what the network predicts.
+
+    Args:
+        state: The weights.
+        halved: Those that are rounded in every pass anyway, as `rounded_by_autocast` names them.
+    """
+    return {k: v.bfloat16() if k in halved else v for k, v in state.items()}
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to one safetensors file with a checksum."""
+    write_whole(path, pack(tensors))
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """What `save_tensors` writes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, {"sha256": _checksum(plain)})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read back what `save_tensors` wrote.
+
+    Raises:
+        InputError: If the file is missing, truncated, foreign, or its checksum is not right.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if metadata["sha256"] != _checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read ({reason}); move it away, run again") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def snapshot(parts: Parts) -> dict[str, Tensor]:
+    """Copies of everything that training changes, by name, on the device that they are on."""
+    tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
+    if parts.ema is not parts.model:
+        tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
+    for number, state in parts.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `snapshot` gave."""
+    parts.model.load_state_dict(under(tensors, "model."))
+    if parts.ema is not parts.model:
+        parts.ema.load_state_dict(under(tensors, "ema."))
+    parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in under(tensors, "optimizer.").items():
+        number, _, key = name.partition(".")
+        like = parameters[int(number)]
+        if value.shape == like.shape:  # a file has rows in order; fused updates want like strides
+            value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
+        state.setdefault(int(number), {})[key] = value
+    parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
+
+
+def write_state(
+    folder: Path, tensors: Mapping[str, Tensor], epoch: int, transaction: Transaction
+) -> None:
+    """Write the state after an epoch; the epoch is complete once the file is in its place.
+
+    It replaces the state of the epoch before the last, so that one damaged file costs one epoch.
+    """
+    transaction.write(_file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)}))
+
+
+def newest_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """The last complete epoch whose state can be read, and the state; None where there is none.
+
+    A damaged file is named in a warning and set aside.
+    """
+    states: list[tuple[int, dict[str, Tensor]]] = []
+    for file in (_file(folder, 0), _file(folder, 1)):
+        if not file.exists():
+            continue
+        try:
+            tensors = load_tensors(file)
+            if "epoch" not in tensors:
+                raise InputError(f"{file} names no epoch")
+            states.append((int(tensors.pop("epoch")), tensors))
+        except InputError as error:
+            aside = file.with_suffix(".damaged")
+            file.replace(aside)
+            warnings.warn(f"{error}; set aside as {aside.name}", stacklevel=2)
+    return max(states, key=lambda state: state[0], default=None)
+
+
+def clear_states(folder: Path) -> None:
+    """Remove the states of a run that is complete."""
+    for epoch in (0, 1):
+        with contextlib.suppress(FileNotFoundError):
+            _file(folder, epoch).unlink()
+
+
+def _file(folder: Path, epoch: int) -> Path:
+    return folder / f"state_{epoch % 2}.safetensors"
+
+
+@contextmanager
+def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
+    """Hold a run's folder, made if need be; say so where another process holds it, and wait.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        world: Processes that hold it together.
+
+    Raises:
+        InputError: If the folder is another run's.
+    """
+    if not world.first:
+        world.barrier()
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that trains {config.id}", file=sys.stderr)
+        lock.acquire()
+    try:
+        _claim(folder, config)
+        for leftover in folder.rglob(".*.part"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        world.barrier()
+        yield
+    finally:
+        lock.release()
+
+
+def check_labels(folder: Path, labels: np.ndarray) -> None:
+    """Refuse to go on, or to answer, with what a run learned from other labels.
+
+    A config names a file of noise or a folder of images, not what is in it.
+
+    Raises:
+        InputError: If the labels are not those that the run began with.
+    """
+    digest, file = hashlib.sha256(labels.tobytes()).hexdigest(), folder / "labels.sha256"
+    if not file.exists():
+        write_whole(file, digest.encode())
+    elif file.read_text() != digest:
+        other = f"{folder} was trained on other labels than its settings give now"
+        raise InputError(f"{other}; move it away to train anew, or bring the old labels back")
+
+
+def load_or_create(config: RunConfig, folder: Path, make: Callable[[], RunRecord]) -> RunRecord:
+    """The record in a folder; made, where it is not there yet, by one process."""
+    with run_lock(config, folder):
+        if not (folder / "record.npz").exists():
+            make().save(folder / "record.npz")
+        return RunRecord.load(folder)
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Make the folder the run's own, or refuse to touch another run's."""
+    file = folder / "config.json"
+    if not file.exists():
+        write_whole(file, json.dumps(config.changes(), indent=1).encode())
+    elif RunConfig.load(file) != config:
+        raise InputError(f"{folder} is the folder of another run; choose another folder")

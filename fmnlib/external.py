@@ -1,0 +1,419 @@
+"""Networks that were trained elsewhere: run their checkpoints, fuse them, write one network.
+
+Files may be safetensors, or `.pt` and the like as `torch.save` writes them; nothing is unpickled
+but tensors and plain containers (`weights_only=True`).
+"""
+
+import argparse
+import glob
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fmnlib import models, training
+from fmnlib.checkpoint import checkpoint_path, load_tensors
+from fmnlib.config import CheckpointFiles, InputError, RunConfig, StudentConfig
+from fmnlib.data import DataSet
+from fmnlib.distillation import teacher_criterion
+from fmnlib.files import write_whole
+from fmnlib.fusion import Fusion
+from fmnlib.images import ImageFiles, Preprocessing, open_folder
+from fmnlib.record import RunRecord
+from fmnlib.stats import gain_rows, gains, picks
+
+Search = Callable[[RunRecord], Fusion]
+State = Mapping[str, Tensor]
+Maker = Callable[[], nn.Module]
+
+
+def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, Any]:
+    """Run the checkpoints on the images, fuse them, write one network, and report its accuracy.
+
+    Args:
+        files: What there is, and what to write.
+        search: Finds the fusion on the validation half.
+        split: Seed that draws the halves.
+
+    Returns:
+        Test accuracies, gains with intervals, picks and files written, by name.
+
+    Raises:
+        InputError: If a file or folder is missing or does not fit, or would be overwritten.
+    """
+    about = _check(files)
+    preprocessing = Preprocessing(
+        size=files.size, resize=files.resize, mean=files.mean, std=files.std
+    )
+    device, paths = training.pick_device(files.device), find_checkpoints(files.checkpoints)
+    if split < 0:
+        raise InputError(f"the split's seed is {split}; give 0 or more")
+    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
+    images = open_folder(files.data or Path(), preprocessing)
+    train = None if files.train is None else open_folder(files.train, preprocessing)
+    if train is not None and train.classes != images.classes:
+        raise InputError(f"the classes in {files.data} and {files.train} differ; make them equal")
+    make = maker(files.model, classes=len(images.classes), preprocessing=preprocessing)
+    with tempfile.TemporaryDirectory() as folder:
+        record = record_checkpoints(make(), paths, images, device=device, folder=Path(folder))
+        _refuse_guessing(record)
+        if files.save_record is not None:
+            record.save(files.save_record)
+        val, test = record.split(split)
+        fusion = search(val)
+        members = weighted(paths, fusion)
+        assert val.index is not None
+        chosen_on = images.take(val.index)
+        if files.network == "distilled" and train is not None:
+            data = _data_set(train, chosen_on, device)
+            network = distill_checkpoints(
+                make, members, data, epochs=files.epochs, lr=files.lr, device=device
+            )
+        else:
+            shown = train or chosen_on
+            batches = shown.read(torch.arange(len(shown)).split(100))
+            normalized = (preprocessing.normalize(batch.to(device)) for batch in batches)
+            network = average_checkpoints(make, members, normalized, device=device)
+        write_state(files.output, network.state_dict())
+        names = [path.name for path in paths]
+        mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
+        mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
+        write_whole(about, json.dumps(mixture, indent=1).encode())
+        assert test.index is not None
+        written = record_checkpoints(
+            make(), [files.output], images.take(test.index), device=device
+        )
+        table = gains(val, test, fusion, {files.network: written.correct[0]})
+    size = f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
+    report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
+    report |= {"images": size} | gain_rows(table)
+    report |= picks(fusion, names) | {"networks": fusion.networks}
+    return report | {"written": f"{files.output}, {about}"}
+
+
+def find_checkpoints(pattern: str) -> list[Path]:
+    """The files that match a pattern, in natural order: epoch_2 before epoch_10.
+
+    Networks that `write_state` has written are no checkpoints, and left out.
+
+    Raises:
+        InputError: If there are fewer than two.
+    """
+    pattern = str(Path(pattern).expanduser())
+    every = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    found = [path for path in every if not _is_ours(path)]
+    if len(found) < 2:
+        told = f"{len(found)} files match {pattern!r}"
+        raise InputError(f"{told}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
+    return found
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dictionary in a file, on the CPU.
+
+    Of a file that holds more, such as an optimiser's state, the entry "state_dict",
+    "model_state_dict" or "model".
+
+    Raises:
+        InputError: If the file is damaged, or holds more than tensors and plain containers.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of torchvision's scripts
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
+        reason = " ".join(str(error).split())[:90] or "it ends too early"
+        raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
+            stored = stored[name]
+    if not isinstance(stored, Mapping) or not all(torch.is_tensor(t) for t in stored.values()):
+        held = (
+            ", ".join(map(str, stored))[:90]
+            if isinstance(stored, Mapping)
+            else type(stored).__name__
+        )
+        raise InputError(f"{path} holds no state_dict but {held}; save model.state_dict()")
+    return dict(stored)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a plain state dictionary that `safetensors.torch.load_file` reads, and no more."""
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
+    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "by": "fmnlib"}))
+
+
+def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
+    """Load weights into a model, and set it to evaluation.
+
+    A prefix that all names share, such as `module.` of a parallel model or the attribute of a
+    LightningModule, is left out.
+
+    Raises:
+        InputError: If names or shapes differ from the model's.
+
+    >>> fit(nn.Linear(1, 1), {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}).bias
+    Parameter containing:
+    tensor([0.], requires_grad=True)
+    """
+    wanted = model.state_dict()
+    first = next(iter(wanted), "")
+    prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
+    for prefix in ("", *prefixes):
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inner.keys() == wanted.keys():
+            break
+    differ = sorted(inner.keys() ^ wanted.keys()) or sorted(
+        key for key in wanted if wanted[key].shape != inner[key].shape
+    )
+    if differ:
+        key = differ[0]
+        shapes = [list(s[key].shape) if key in s else "none" for s in (inner, wanted)]
+        told = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
+        raise InputError(f"{told}; check the model's name and the number of class folders")
+    model.load_state_dict(inner)
+    return model.eval()
+
+
+def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
+    """A function that makes the network, with fresh weights.
+
+    Args:
+        name: torchvision:NAME, another name that `fmn train --model` knows, or
+            FILE.py:FUNCTION, a function of yours that takes no argument. It is run.
+        classes: Number of outputs.
+        preprocessing: Gives the side and the channels of the images.
+    """
+    file, _, function = name.rpartition(":")
+    if name.endswith(".py"):
+        raise InputError(f"model is {name!r}, which function of it? Give {name}:FUNCTION")
+    if not file.endswith(".py"):
+        shape = {
+            "classes": classes,
+            "channels": len(preprocessing.mean),
+            "side": preprocessing.size,
+        }
+        return lambda: models.build(name, **shape)
+    found = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if not Path(file).is_file() or found is None or found.loader is None:
+        raise InputError(f"model is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's raises
+        raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
+    if not callable(getattr(module, function, None)):
+        raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
+    make = getattr(module, function)
+    try:
+        made = make()
+    except Exception as error:  # whatever a function of the user's raises
+        told = f"{name} cannot be called ({error!r})"
+        raise InputError(f"{told}; it must need no argument, and return the network") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{name} returned a {type(made).__name__}; return the network")
+    return make
+
+
+def record_checkpoints(
+    model: nn.Module,
+    paths: Sequence[Path],
+    images: ImageFiles,
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+) -> RunRecord:
+    """The record of checkpoints on labelled images; an "epoch" is a checkpoint.
+
+    Args:
+        model: Takes the weights of one after the other.
+        paths: Files, in the order of training.
+        images: What to classify, and how the model takes it.
+        device: Where to compute.
+        folder: Probabilities are kept in a file there, mapped, instead of in memory.
+    """
+    model.to(device)
+    loaded = images.load() if images.fits() else None
+    shape = (len(paths), len(images), len(images.classes))
+    probs = np.empty(shape, np.float16)
+    if folder is not None:
+        probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
+    predicted = np.empty(shape[:2], np.int32)
+    order = torch.arange(len(images)).split(100)
+    for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
+        fit(model, read_state(path), str(path))
+        batches = images.read(order) if loaded is None else loaded.split(100)
+        for index, batch in zip(order, batches, strict=True):
+            logits = _logits(model, images.preprocessing.normalize(batch.to(device)))
+            if logits.shape[1] != shape[2]:
+                outputs = f"the model has {logits.shape[1]} outputs for {shape[2]} folders"
+                raise InputError(f"{outputs} of classes; give the data that it was trained on")
+            if not logits.isfinite().all():
+                raise InputError(f"{path} predicts NaN: its training diverged; leave it out")
+            rows = logits.softmax(1).numpy()
+            predicted[row, index.numpy()] = rows.argmax(1)  # before float16 makes ties
+            probs[row, index.numpy()] = rows
+    return RunRecord(
+        labels=images.labels,
+        predicted=predicted,
+        kept=np.arange(len(paths)),
+        probs=probs,
+        classes=shape[2],
+        provenance={"checkpoints": [path.name for path in paths], "classes": images.classes},
+    )
+
+
+def weighted(paths: Sequence[Path], fusion: Fusion) -> list[tuple[Path, float]]:
+    """The checkpoints that have weight in a fusion, and their weights."""
+    return [(path, float(w)) for path, w in zip(paths, fusion.weights, strict=True) if w]
+
+
+def average_checkpoints(
+    make: Maker,
+    members: Sequence[tuple[Path, float]],
+    batches: Iterable[Tensor],
+    *,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The network of the mean weights of checkpoints ("Averaged KF").
+
+    Args:
+        make: Makes the network.
+        members: As `weighted` gives them.
+        batches: Images as the network takes them; BatchNorm's statistics, if there are any, are
+            estimated again on them.
+        device: Where to compute.
+    """
+    states = ((fit(make(), read_state(path)).state_dict(), weight) for path, weight in members)
+    return models.load_average(make().to(device), states, batches)
+
+
+def distill_checkpoints(
+    make: Maker,
+    members: Sequence[tuple[Path, float]],
+    data: DataSet,
+    *,
+    epochs: int = 10,
+    lr: float = 0.01,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A student that learns from the mixture of checkpoints on training images.
+
+    It starts from the heaviest checkpoint and is trained as `fmnlib.distillation.distill` trains.
+    Images are not augmented: the mixture predicts them once.
+
+    Args:
+        make: Makes the network.
+        members: As `weighted` gives them.
+        data: Training images, whose labels may be partly wrong.
+        epochs: Passes over the images.
+        lr: Peak learning rate.
+        device: Where to compute.
+    """
+    config = RunConfig(
+        epochs=epochs, lr=lr, keep_every=epochs, student=StudentConfig(teacher="checkpoints")
+    )
+    teacher = [(fit(make(), read_state(path)).to(device), weight) for path, weight in members]
+    heaviest = max(members, key=lambda member: member[1])[0]
+    student = make()
+    with tempfile.TemporaryDirectory() as folder:
+        training.train(
+            config,
+            Path(folder),
+            device=str(device),
+            data=data,
+            criterion=teacher_criterion(config, data, teacher),
+            build=make,
+            initial=fit(make(), read_state(heaviest)).state_dict(),
+        )
+        student.load_state_dict(load_tensors(checkpoint_path(Path(folder), epochs - 1)))
+    return student.to(device).eval()
+
+
+def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
+    """Training images, and validation images that are predicted after each epoch."""
+    labels, val_labels = (torch.from_numpy(part.labels).to(device) for part in (train, val))
+    images, val_images = (part.load().to(device) if part.fits() else part for part in (train, val))
+    look = train.preprocessing
+    return DataSet(
+        images=images,
+        labels=labels,
+        flipped=torch.zeros_like(labels, dtype=torch.bool),
+        eval_images=val_images,
+        eval_labels=val_labels,
+        classes=len(train.classes),
+        mean=torch.tensor(look.mean, device=device),
+        std=torch.tensor(look.std, device=device),
+    )
+
+
+def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+    """What a model gives for a batch, on the CPU."""
+    try:
+        with torch.no_grad():
+            outputs = model(batch)
+        logits: Tensor = getattr(outputs, "logits", outputs).float().cpu()
+        return logits
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason, shape = str(error).partition("\n")[0], list(batch.shape[1:])
+        refused = f"the model gives no logits for images of shape {shape} ({reason})"
+        raise InputError(f"{refused}; check their size and the number of means") from error
+
+
+def _refuse_guessing(record: RunRecord) -> None:
+    best, guess = float(record.accuracy.max()), 1 / record.classes
+    if best <= guess + 2 * (guess * (1 - guess) / len(record.labels)) ** 0.5:
+        seldom = f"no checkpoint is right more often than guessing, {best:.1%} at best"
+        raise InputError(
+            f"{seldom}; check --size, --mean, --std and the order of the class folders"
+        )
+
+
+def _check(files: CheckpointFiles) -> Path:
+    """Refuse what cannot end well before the long work begins; the path of the second output."""
+    if not files.model or files.data is None:
+        raise InputError("--checkpoints needs --model NAME and --data FOLDER of validation images")
+    if files.network == "distilled" and files.train is None:
+        raise InputError("--network distilled needs --train FOLDER of training images")
+    if files.train is not None and files.train.resolve() == files.data.resolve():
+        told = f"data and train are both {files.data}"
+        raise InputError(f"{told}; a student that is taught on the test half proves nothing")
+    if files.save_record is not None and files.save_record.suffix != ".npz":
+        raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
+    if files.output.suffix != ".safetensors":
+        raise InputError(f"output is {files.output}; give a name that ends in .safetensors")
+    about = files.output.with_suffix(".json")
+    for path in filter(None, (files.output, about, files.save_record)):
+        if path.exists():
+            raise InputError(f"{path} exists; give another name, or move it away")
+        place = next(p for p in path.absolute().parents if p.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            told = f"{path} cannot be written ({error.strerror})"
+            raise InputError(f"{told}; give another folder") from error
+    return about
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `write_state` has written a file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("by") == "fmnlib"
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

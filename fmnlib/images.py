@@ -1,0 +1,290 @@
+"""A folder of images, as a network sees it: one reader, one rule of resizing and cropping.
+
+Decoding, resizing and cropping have nothing random in them; what is (crops, flips) is applied
+afterwards, to batches of bytes. Worker processes decode while the network computes.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from fmnlib.config import InputError
+
+IN_MEMORY = 2**30
+"""Most bytes of images that are held in memory; more are read from their files in each pass."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From an image file to a network's input; the defaults are those of ImageNet.
+
+    Attributes:
+        size: Side of the centred square that the network sees, in pixels.
+        resize: Shorter side before the square is cut out, in pixels; 0 takes 256/224 of `size`.
+        mean: Mean a channel, of pixels from 0 to 1; one number makes the images grey.
+        std: Standard deviation a channel.
+    """
+
+    size: int = 224
+    resize: int = 0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            given = f"mean is {self.mean} and std is {self.std}"
+            raise InputError(f"{given}; give one or three numbers each, std above 0")
+        if not all(0 <= m <= 1 for m in self.mean):
+            raise InputError(f"mean is {self.mean}; give it for pixels from 0 to 1")
+        if self.size < 1 or self.shorter < self.size:
+            given = f"size is {self.size} and resize is {self.resize}"
+            raise InputError(f"{given}; give 1 or more, and resize 0 or at least size")
+
+    @property
+    def shorter(self) -> int:
+        """The shorter side of an image before the square is cut out of its middle, in pixels."""
+        return self.resize or round(self.size * 256 / 224)
+
+    def transform(self) -> Any:
+        """Torchvision's transform from a PIL image to bytes `[channels, size, size]`."""
+        from torchvision.transforms import v2
+
+        colour = v2.RGB() if len(self.mean) == 3 else v2.Grayscale()
+        steps = [v2.PILToTensor(), v2.Resize(self.shorter, antialias=True)]
+        return v2.Compose([colour, *steps, v2.CenterCrop(self.size)])
+
+    def normalize(
+        self, images: UInt8[Tensor, "n channels side side"]
+    ) -> Float[Tensor, "n channels side side"]:
+        """What the network is given: float images of about mean 0 and deviation 1."""
+        mean, std = (torch.tensor(v, device=images.device) for v in (self.mean, self.std))
+        return (images / 255 - mean[:, None, None]) / std[:, None, None]
+
+    def __str__(self) -> str:
+        """In words, for people to check."""
+        numbers = [" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std)]
+        cut = f"shorter side to {self.shorter} pixels, middle {self.size} x {self.size}"
+        return f"{cut}, mean {numbers[0]}, std {numbers[1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """Labelled images in files, decoded when they are needed.
+
+    Attributes:
+        root: A folder.
+        files: Images below it, `[samples]`; bytes, so that a million names stay small.
+        labels: The class of each one.
+        classes: Names of the classes.
+        preprocessing: How a network sees them.
+        workers: Processes that decode; 0 decodes in this one. Where not given the environment
+            variable FMN_WORKERS, or this process's share of the cores.
+    """
+
+    root: Path
+    files: np.ndarray
+    labels: Int[np.ndarray, " samples"]
+    classes: list[str]
+    preprocessing: Preprocessing
+    workers: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of a tensor of all images: samples, channels, height and width."""
+        size = self.preprocessing.size
+        return len(self.files), len(self.preprocessing.mean), size, size
+
+    def take(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
+        """Some of the images."""
+        return dataclasses.replace(self, files=self.files[index], labels=self.labels[index])
+
+    def fits(self) -> bool:
+        """Whether the images are to be held in memory: at most `IN_MEMORY` bytes."""
+        return int(np.prod(self.shape)) <= IN_MEMORY
+
+    def load(self) -> Tensor:
+        """All images, uint8 `[samples, channels, size, size]`."""
+        images = torch.empty(self.shape, dtype=torch.uint8)
+        batches = torch.arange(len(self)).split(64)
+        with tqdm(desc=f"reading {self.root.name}", total=len(self), unit="image") as bar:
+            for index, batch in zip(batches, self.read(batches), strict=True):
+                images[index] = batch
+                bar.update(len(index))
+        return images
+
+    def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Batches of images in order, uint8 `[batch, channels, size, size]`, some read ahead.
+
+        The worker processes start with the first pass and wait for the next one; there is one
+        pass at a time.
+
+        Args:
+            batches: Indices of the images of each batch, on the CPU.
+
+        Raises:
+            InputError: If an image cannot be read, or a process ended.
+        """
+        self._loader.sampler.batches = batches
+        try:
+            for images in self._loader:
+                if isinstance(images, str):
+                    del self.__dict__["_loader"]  # else the traceback would keep the processes
+                    raise InputError(images)
+                yield images
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            if "DataLoader worker" not in reason:
+                raise
+            del self.__dict__["_loader"]
+            hint = "have scripts call from under `if __name__ == '__main__':`, free memory, or"
+            raise InputError(
+                f"reading images ended: {reason}; {hint} set FMN_WORKERS=0"
+            ) from error
+
+    @functools.cached_property
+    def _loader(self) -> Any:
+        workers = _usual_workers() if self.workers is None else self.workers
+        return DataLoader(
+            _Decoder(self.root, self.files, self.preprocessing.transform()),
+            batch_size=None,  # an item of the sampler is a batch
+            sampler=_Batches(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=_context() if workers else None,
+            generator=torch.Generator(),  # else it draws from the global random state
+        )
+
+
+def open_folder(folder: Path, preprocessing: Preprocessing) -> ImageFiles:
+    """The images `folder/CLASS/*`; classes are numbered in alphabetical order. None is read yet.
+
+    Raises:
+        InputError: If the folder does not hold images in folders of classes.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "dog"):
+    ...     (folder / name).mkdir()
+    ...     Image.new("RGB", (30, 20)).save(folder / name / "1.png")
+    >>> images = open_folder(folder, Preprocessing(size=8))
+    >>> images.classes, images.labels.tolist(), images.shape
+    (['cat', 'dog'], [0, 1], (2, 3, 8, 8))
+    """
+    from torchvision.datasets import ImageFolder
+
+    try:
+        listing = ImageFolder(str(folder))
+    except (OSError, ValueError) as error:  # no folder, no image, a class without images
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{folder} must hold CLASS/ folders of images ({reason})") from error
+    names = np.array([os.fsencode(Path(file).relative_to(folder)) for file, _ in listing.samples])
+    labels = np.array(listing.targets, np.int64)
+    return ImageFiles(folder, names, labels, listing.classes, preprocessing)
+
+
+def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, ImageFiles]:
+    """The images of `train/CLASS/*`, and of `test/CLASS/*` or `val/CLASS/*`.
+
+    The test folder is taken if it has the classes of the training folder: ImageNet's has not.
+
+    Raises:
+        InputError: If the folder does not hold images in this way.
+    """
+    classes = {part: _class_folders(root / part) for part in ("train", "test", "val")}
+    held_out = next((part for part in ("test", "val") if classes[part] == classes["train"]), "")
+    if not classes["train"] or not held_out:
+        wanted = "train/CLASS/ and test/CLASS/ (or val/) of the same classes"
+        raise InputError(f"{root} must hold {wanted}")
+    return open_folder(root / "train", preprocessing), open_folder(root / held_out, preprocessing)
+
+
+def open_animal10n(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, ImageFiles]:
+    """Animal-10N as it unpacks: `training/*` and `testing/*`; a name begins with the label.
+
+    The training labels are people's, about 8% of them wrong (Song et al., 2019).
+    """
+    parts = []
+    for part in ("training", "testing"):
+        files = sorted((root / part).glob("[0-9]*.*"))
+        if not files:
+            wanted = "files such as 3_1234.jpg, where 3 is the class"
+            raise InputError(f"{root / part} holds no images; put there {wanted}")
+        names = np.array([os.fsencode(file.name) for file in files])
+        labels = np.array([int(file.name[0]) for file in files], np.int64)
+        classes = [str(c) for c in range(10)]
+        parts.append(ImageFiles(root / part, names, labels, classes, preprocessing))
+    return parts[0], parts[1]
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _usual_workers() -> int:
+    """FMN_WORKERS, or the cores at hand divided among the processes of torchrun."""
+    if given := os.environ.get("FMN_WORKERS"):
+        if not given.isdecimal():
+            raise InputError(f"FMN_WORKERS is {given!r}; make it a count, 0 for this process only")
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class _Batches:
+    """The batches of the current pass, for a loader that outlives it."""
+
+    batches: Iterable[Tensor] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
+
+
+@dataclasses.dataclass
+class _Decoder(Dataset[Any]):
+    """What runs in the worker processes."""
+
+    root: Path
+    files: np.ndarray
+    transform: Any
+
+    def __getitem__(self, index: list[int]) -> Tensor | str:
+        """The batch; or, as an error that a process raises has many lines, what is wrong."""
+        from PIL import Image
+
+        images = []
+        for name in self.files[index].tolist():
+            path = self.root / os.fsdecode(name)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    with Image.open(path) as image:
+                        images.append(self.transform(image.convert("RGB")))
+            except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as e:
+                return f"{path} cannot be read as an image ({e}); mend it, or move it away"
+        return torch.stack(images)
+
+
+def _context() -> Any:
+    """Processes start from one that has a single thread: a fork of this one copies held locks."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fmnlib.images", "torchvision.transforms.v2"])
+    return context

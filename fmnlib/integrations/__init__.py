@@ -1,0 +1,1 @@
+"""Callbacks that record the training loops of other frameworks."""

@@ -1,1 +1,0 @@
-"""Networks that were trained elsewhere: recorded, fused, shipped."""

@@ -1,0 +1,1 @@
+"""What only the notebooks of the book need: comparisons, ablations, theory, figures, the book."""

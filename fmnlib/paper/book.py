@@ -1,0 +1,278 @@
+"""Run the notebooks through papermill into a staging copy, and build the book from it.
+
+The working tree stays as it is, unless `update` asks to bring its records and outputs up to date.
+Numbers that a notebook publishes travel in its own outputs, so that a published number and the
+notebook that shows it can never differ.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fmnlib import runs
+from fmnlib.config import InputError
+from fmnlib.files import write_whole
+from fmnlib.plots import METHODS
+from fmnlib.record import RunRecord
+from fmnlib.stats import Summary, with_error
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
+HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
+# What decides the outcome of a training: runs of other code are not taken for this code's.
+TRAINING = """
+    checkpoint config data distillation images models noise parallel plane record recorder step
+    training paper/features paper/theory
+""".split()
+
+
+def build(*, cached: bool = False, update: bool = False) -> Path:
+    """Run every notebook, build the book, and return the path of its first page.
+
+    Args:
+        cached: Compute from the committed records instead of training the quick runs anew.
+        update: Train anew, then bring the committed records, the notebooks' outputs and the
+            published numbers of the working tree up to date.
+
+    Raises:
+        InputError: If this is no checkout of the repository, or a notebook or the build fails.
+    """
+    staging = stage(REPOSITORY / "_build" / "staging")
+    fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}"
+    if update:
+        with _environment(FMN_RUNS=str(fresh_runs)):
+            _execute_all(staging, fresh=True)
+        _commit_records(fresh_runs, runs.REFERENCE)
+        staging = stage(staging)
+    with _environment(FMN_RUNS=str(fresh_runs)):
+        _execute_all(staging, fresh=not cached and not update)
+    gather(staging)
+    if update:
+        for part in ("notebooks", "results"):
+            shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
+        summary = json.loads((staging / "results" / "summary.json").read_text())
+        readme = REPOSITORY / "README.md"
+        write_whole(readme, readme_with(summary, readme.read_text()).encode())
+    return render(staging, REPOSITORY)
+
+
+def stage(staging: Path) -> Path:
+    """Copy the book's sources into an empty folder."""
+    if not (REPOSITORY / "_toc.yml").exists():
+        raise InputError(f"{REPOSITORY.name} holds no book; run from a clone of the repository")
+    shutil.rmtree(staging, ignore_errors=True)
+    for name in SOURCES:
+        source = REPOSITORY / name
+        if source.is_dir():
+            skip = shutil.ignore_patterns("reference", ".ipynb_checkpoints", "__pycache__")
+            shutil.copytree(source, staging / name, ignore=skip)
+        else:
+            staging.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, staging)
+    return staging
+
+
+def execute(notebook: Path, **parameters: object) -> None:
+    """Run a notebook in place; parameters that it does not have are an error.
+
+    `fresh=False` is every notebook's default, and not injected.
+    """
+    import papermill
+
+    given = {
+        name: value for name, value in parameters.items() if (name, value) != ("fresh", False)
+    }
+    known = papermill.inspect_notebook(notebook)
+    if unknown := set(given) - set(known):
+        has = ", ".join(known)
+        raise InputError(f"{notebook.name} has no parameter {min(unknown)!r}; it has {has}")
+    try:
+        done = papermill.execute_notebook(
+            notebook,
+            None,
+            given,
+            kernel_name="python3",
+            cwd=notebook.parent,
+            progress_bar={"desc": notebook.stem},
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # no word of unencrypted local ports
+        )
+    except papermill.PapermillExecutionError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(f"{notebook.name} failed in cell {error.exec_count}: {last}") from error
+    write_whole(notebook, _clean(done).encode())
+
+
+def gather(staging: Path) -> None:
+    """Write the staging copy's published numbers, their origins and the pictures for the prose."""
+    summary: dict[str, Any] = {}
+    origins: dict[str, Any] = {}
+    for path in _notebooks(staging):
+        notebook = json.loads(path.read_text())
+        figures = []
+        for cell in notebook["cells"]:
+            name = cell["metadata"].get("fmnlib", {}).get("save_figure")
+            for output in cell.get("outputs", []) if name else []:
+                if picture := output.get("data", {}).get("image/png"):
+                    write_whole(staging / "results" / "figures" / name, base64.b64decode(picture))
+                    figures.append(name)
+        for published in collect(notebook):
+            summary[published["item"]] = published["summary"]
+            about = {"notebook": path.stem, "figures": figures} | published["origin"]
+            origins[published["item"]] = about
+    for file, content in (("summary", summary), ("provenance", origins)):
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(staging / "results" / f"{file}.json", text.encode())
+
+
+def headline(summary: Mapping[str, Summary]) -> str:
+    """The README's table: test accuracy of the main methods at each noise, from the summary."""
+    by_setting = summary["label_noise"]
+    lines = ["| test accuracy, % | " + " | ".join(by_setting) + " |"]
+    lines.append("|---" * (len(by_setting) + 1) + "|")
+    for method in HEADLINE:
+        cells = [with_error(numbers[method]) for numbers in by_setting.values()]
+        lines.append(f"| {METHODS[method].name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
+    """The README with its table, which stands between two marks, brought up to date."""
+    before, start, rest = readme.partition("<!-- headline -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (start and end):
+        raise InputError(
+            "README.md lacks its marks, <!-- headline --> and <!-- end -->; put them back"
+        )
+    return f"{before}{start}{headline(summary)}\n{end}{after}"
+
+
+def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
+    """Show where an item's numbers come from, and leave them in the notebook for the book.
+
+    Args:
+        item: Name of the experiment; the notebook's name without its number.
+        summary: Its numbers, as `fmnlib.stats.summarize` gives them.
+        records: The runs that it rests on.
+    """
+    from IPython.display import display
+
+    about = origin(records)
+    text = "Measured on {device} with torch {torch}, commit {commit}: {runs} runs".format(**about)
+    handed = {"item": item, "summary": summary, "origin": about}
+    display({"text/plain": text}, raw=True, metadata={"fmnlib": handed})  # type: ignore[no-untyped-call]
+
+
+def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Commit, day, device, versions, number of runs and seconds of training of some records."""
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(record.provenance.get(key, "")) for record in records}))
+
+    return {
+        "commit": all_of("commit"),
+        "changed": any(record.provenance["changed"] for record in records),
+        "date": all_of("date"),
+        "device": all_of("device"),
+        "threads": all_of("threads"),
+        "python": all_of("python"),
+        "torch": all_of("torch"),
+        "numpy": all_of("numpy"),
+        "runs": len(records),
+        "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
+    }
+
+
+def collect(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `publish` left in a notebook: item, summary and origin of each call."""
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    return [o["metadata"]["fmnlib"] for o in outputs if "fmnlib" in o.get("metadata", {})]
+
+
+def render(staging: Path, output: Path) -> Path:
+    """Build the HTML with every warning an error; return the path of the first page."""
+    start = "from jupyter_book.cli.main import main; main()"  # the one of this environment
+    command = [sys.executable, "-c", start, "build", str(staging)]
+    command += ["--path-output", str(output), "--all", "-W", "-n", "--keep-going", "--quiet"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    index = output / "_build" / "html" / "index.html"
+    if done.returncode or not index.exists():
+        print(done.stdout, file=sys.stderr)
+        raise InputError("the book does not build; the lines above say why")
+    return index
+
+
+def _execute_all(staging: Path, *, fresh: bool) -> None:
+    """Training fills the cores by itself; without it, a notebook runs on each of them."""
+    with ThreadPoolExecutor(1 if fresh else os.cpu_count()) as pool:
+        list(pool.map(partial(execute, fresh=fresh), _notebooks(staging)))
+
+
+def _clean(notebook: Any) -> str:
+    """A notebook as text without what differs from run to run: timings, paths, progress bars."""
+    notebook["metadata"].pop("papermill", None)
+    notebook["metadata"].pop("widgets", None)  # for them a page would ask another host for scripts
+    notebook["metadata"].get("language_info", {}).pop("version", None)
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["id"] = "injected-parameters"
+            cell["metadata"]["tags"].append("hide-input")
+        if cell["cell_type"] == "code":
+            kept = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+            cell["outputs"] = [
+                o for o in kept if "widget-view" not in str(o.get("data", {}).keys())
+            ]
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _commit_records(source: Path, target: Path) -> None:
+    """Copy the records of all runs to the committed ones, and drop those that no run made."""
+    made = {path.parent.name: path.parent for path in source.glob("*/record.npz")}
+    for name, folder in made.items():
+        record = RunRecord.load(folder)
+        student = record.config is not None and bool(record.config.teacher)
+        if student and record.kept.tolist() == [record.epochs - 1]:
+            record = record.final()  # nobody asks how a student came there
+        record.save(target / f"{name}.npz")
+    for path in target.glob("*.npz"):
+        if path.stem not in made:
+            path.unlink()
+
+
+def _notebooks(staging: Path) -> list[Path]:
+    return sorted((staging / "notebooks").glob("*.ipynb"))
+
+
+def _fingerprint() -> str:
+    """A digest of all that decides the outcome of the book's runs: library and notebooks."""
+    digest = hashlib.sha256()
+    for module in TRAINING:
+        digest.update((REPOSITORY / "fmnlib" / f"{module}.py").read_bytes())
+    for path in _notebooks(REPOSITORY):
+        cells = json.loads(path.read_text())["cells"]
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        digest.update(json.dumps(code).encode())
+    return digest.hexdigest()[:8]
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,261 @@
+"""Figures of the notebooks on theory, forgetting, ablations and other selections.
+
+Like `fmnlib.plots`: they draw arrays on a given Axes and compute nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.ticker import NullFormatter
+
+from fmnlib.plots import BLACK, BLUE, GREY, LINES, METHODS, PERCENT, RED, LineStyle, forget_curve
+from fmnlib.stats import Numbers
+
+SHAPES = "oD^sv"
+
+
+def against(
+    ax: Axes,
+    values: Sequence[float],
+    numbers: Sequence[Numbers],
+    label: str,
+    color: str,
+    style: LineStyle,
+    marker: str | None = None,
+) -> Axes:
+    """A curve of means with their standard errors against the values of one setting.
+
+    Args:
+        ax: Where to draw.
+        values: Such as windows; the horizontal axis.
+        numbers: For each value, "mean" and "sem" in percent.
+        label: Of the curve.
+        color: Of the curve.
+        style: Of the line.
+        marker: Of the means; by the number of curves already there where not given.
+    """
+    marker = marker or SHAPES[len(ax.containers) % len(SHAPES)]
+    mean, sem = (np.array([n[key] for n in numbers], float) for key in ("mean", "sem"))
+    ax.errorbar(
+        values, mean, yerr=sem, label=label, color=color, ls=style, marker=marker, capsize=2
+    )
+    ax.set_ylabel("test accuracy (%)")
+    return ax
+
+
+def logarithmic(ax: Axes, values: Sequence[float], label: str) -> Axes:
+    """A logarithmic horizontal axis with a tick at each value, and a legend."""
+    ax.set_xscale("log")
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.minorticks_off()
+    ax.set_xlabel(f"{label}, logarithmic")
+    ax.legend()
+    return ax
+
+
+def forget_curves(
+    ax: Axes, curves: Mapping[str, Float[np.ndarray, "runs epochs"]], title: str
+) -> Axes:
+    """Forget fraction by epoch of some variants: mean over runs, bands from least to most."""
+    for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
+        forget_curve(ax, forget, label, color, style)
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.set_title(title)
+    return ax
+
+
+def lost_by(
+    ax: Axes,
+    last_correct: Int[np.ndarray, " samples"],
+    epochs: int,
+    label: str,
+    color: str,
+    style: LineStyle,
+) -> Axes:
+    """The share of forgotten samples whose last correct epoch has come, by epoch (AAAI Fig. 3b).
+
+    Args:
+        ax: Where to draw.
+        last_correct: The last correct epoch of each forgotten sample.
+        epochs: Length of the run.
+        label: Of the curve.
+        color: Of the curve.
+        style: Of the line.
+    """
+    share = np.bincount(last_correct, minlength=epochs).cumsum() / max(1, len(last_correct))
+    ax.step(np.arange(epochs), share, where="post", label=label, color=color, ls=style)
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.set(xlabel="epoch", ylabel="forgotten samples lost for good", ylim=(0, 1.02))
+    ax.legend()
+    return ax
+
+
+def plateau(
+    ax: Axes,
+    shares: Float[np.ndarray, " shares"],
+    val: Float[np.ndarray, " shares"],
+    test: Float[np.ndarray, " shares"],
+    near: Float[np.ndarray, " near"],
+) -> Axes:
+    """Accuracy of both halves against the share mixed in, and the shares that are as good."""
+    ax.plot(shares, val, color=BLUE, ls="-", label="validation half")
+    ax.plot(shares, test, color=RED, ls="--", label="test half")
+    low = min(val.min(), test.min())
+    ax.plot(near, np.full(len(near), low), "|", color=BLACK, ms=7)
+    ax.plot([], [], color=BLACK, lw=6, label="within one standard error")
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.set(xlabel="share of the epochs mixed in", ylabel="accuracy")
+    ax.legend()
+    return ax
+
+
+def reliability(
+    ax: Axes,
+    confidence: Float[np.ndarray, " bins"],
+    accuracy: Float[np.ndarray, " bins"],
+    method: str,
+) -> Axes:
+    """Accuracy against confidence; below the diagonal confidence is too high."""
+    look = METHODS[method]
+    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8)
+    ax.plot(confidence, accuracy, color=look.color, marker=look.marker, label=look.name)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(loc="lower right")
+    return ax
+
+
+def by_class(
+    ax: Axes, accuracy: Mapping[str, Float[np.ndarray, " classes"]], xlabel: str = "class"
+) -> Axes:
+    """Test accuracy of each class, one marker a method."""
+    for number, (method, values) in enumerate(accuracy.items()):
+        look = METHODS[method]
+        beside = np.arange(len(values)) + 0.18 * (number - (len(accuracy) - 1) / 2)
+        ax.plot(beside, 100 * values, look.marker, color=look.color, label=look.name, ms=8)
+    ax.set_xticks(range(max(map(len, accuracy.values()))))
+    ax.set(xlabel=xlabel, ylabel="test accuracy (%)")
+    ax.grid(alpha=0.4)
+    return ax
+
+
+PALE = ListedColormap(["#dbe2ff", "#ffe3d6"])
+MARKERS = [("o", BLUE), ("^", RED)]
+
+
+def decision_regions(
+    ax: Axes,
+    predicted: Int[np.ndarray, "side side"],
+    points: Float[np.ndarray, "samples 2"],
+    labels: Int[np.ndarray, " samples"],
+    flipped: Bool[np.ndarray, " samples"],
+) -> Axes:
+    """Two decision regions, their border, and the training points by label; wrong labels boxed."""
+    extent = (0, 256, 0, 256)
+    ax.imshow(predicted, cmap=PALE, vmin=0, vmax=1, origin="lower", extent=extent)
+    ax.contour(predicted, [0.5], colors=BLACK, linewidths=1.2, extent=extent)
+    for label, (marker, color) in enumerate(MARKERS):
+        x, y = points[labels == label].T
+        ax.plot(x, y, ls="", marker=marker, ms=3, color=color)
+    return _plane(mark_points(ax, points[flipped]))
+
+
+def mark_points(ax: Axes, points: Float[np.ndarray, "samples 2"]) -> Axes:
+    """Empty boxes around some points."""
+    ax.plot(*points.T, ls="", marker="s", ms=9, mfc="none", mec=BLACK)
+    return ax
+
+
+def forget_map(ax: Axes, time: Float[np.ndarray, "side side"], epochs: int) -> Axes:
+    """The last epoch at which each place was right, where it is wrong at the end; else NaN."""
+    extent = (0, 256, 0, 256)
+    image = ax.imshow(time, cmap="viridis", vmin=0, vmax=epochs, origin="lower", extent=extent)
+    assert ax.figure is not None
+    ax.figure.colorbar(image, ax=ax, label="last epoch at which it was right", shrink=0.9)
+    return _plane(ax)
+
+
+def paths(
+    ax: Axes,
+    closed: Float[np.ndarray, "times components"],
+    descended: Float[np.ndarray, "times components"],
+    names: Sequence[str],
+    every: int,
+) -> Axes:
+    """Components of a separator by step: closed form as lines, gradient descent as markers.
+
+    The legend stands on the right of the Axes.
+    """
+    steps = np.arange(len(closed))
+    for column, (name, (color, style)) in enumerate(zip(names, LINES, strict=False)):
+        ax.plot(steps, closed[:, column], color=color, ls=style, label=name)
+        ax.plot(steps[::every], descended[::every, column], color=color, ls="", marker="o", ms=4)
+    ax.plot([], [], color=GREY, ls="", marker="o", ms=4, label="gradient descent")
+    ax.set(xlabel="step of gradient descent", ylabel="component of the separator")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def order_of_error(
+    ax: Axes,
+    errors: Sequence[tuple[str, Float[np.ndarray, " scales"], Float[np.ndarray, " scales"]]],
+    order: int,
+    xlabel: str,
+) -> Axes:
+    """Name, scales and errors on logarithmic axes, beside a line of the order that is claimed."""
+    for (name, scale, error), (color, _), marker in zip(errors, LINES, "os^Dv", strict=False):
+        ax.loglog(scale, error, color=color, ls="", marker=marker, label=name)
+    _, scale, error = errors[0]
+    guide = error[-1] * (scale / scale[-1]) ** order
+    ax.loglog(scale, guide, color=GREY, ls="--", label=f"slope {order}".replace("-", "−"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel=xlabel, ylabel="largest relative error")
+    ax.legend()
+    return ax
+
+
+def trend(
+    ax: Axes,
+    place: Float[np.ndarray, " bins"],
+    low: Float[np.ndarray, " bins"],
+    middle: Float[np.ndarray, " bins"],
+    high: Float[np.ndarray, " bins"],
+    label: str,
+    look: int = 0,
+) -> Axes:
+    """The middle of each bin with its quartiles, on a logarithmic scale."""
+    color, style = LINES[look]
+    spread = np.array([middle - low, high - middle])
+    marker = "os^Dv"[look]
+    ax.errorbar(
+        place, middle, spread, color=color, ls=style, marker=marker, capsize=3, label=label
+    )
+    ax.set_yscale("log")
+    ax.legend()
+    return ax
+
+
+def matched_curves(
+    ax: Axes,
+    curves: Sequence[
+        tuple[str, Float[np.ndarray, "runs epochs"], Float[np.ndarray, "bounds epochs"]]
+    ],
+    ylabel: str,
+) -> Axes:
+    """A measure of overlap by epoch: mean over runs, and the band that chance would give."""
+    for (name, values, chance), (color, style) in zip(curves, LINES[1:], strict=False):
+        epochs = np.arange(values.shape[1])
+        ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=name)
+        ax.fill_between(epochs, *chance, color=color, alpha=0.15, lw=0, label=f"{name}, by chance")
+        ax.plot(epochs, chance.T, color=color, ls=style, lw=0.7)
+    ax.set(xlabel="epoch $n$ of the network", ylabel=ylabel)
+    ax.legend()
+    return ax
+
+
+def _plane(ax: Axes) -> Axes:
+    ax.set(xlim=(0, 256), ylim=(0, 256), xticks=[0, 128, 256], yticks=[0, 128, 256])
+    ax.set(xlabel="$x_1$ (units)", ylabel="$x_2$ (units)", aspect="equal")
+    return ax

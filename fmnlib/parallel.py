@@ -1,0 +1,87 @@
+"""One run on several processes: started by torchrun, each trains on its shard of every batch."""
+
+import dataclasses
+import os
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+
+from fmnlib.config import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The processes that train one run together; one process alone is a world of size 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def shard(self, index: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return index.tensor_split(self.size)[self.rank]
+
+    def all_reduce(self, filled: Tensor) -> Tensor:
+        """Sum, in place, a tensor of which each process filled its own part, zero elsewhere."""
+        if self.size > 1:
+            distributed.all_reduce(filled)
+        return filled
+
+    def broadcast(self, value: float) -> float:
+        """The first process's value, for all."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for each other."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """The network with gradients averaged over the processes."""
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model)
+
+
+SINGLE_PROCESS = World()
+
+
+def join(device: torch.device) -> tuple[World, torch.device]:
+    """Join the other processes that torchrun started, if any; the world and this one's device."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs are of the current device
+        return SINGLE_PROCESS, device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # One of them may wait long for its turn at the run's folder.
+        distributed.init_process_group(backend, timeout=timedelta(days=1))
+    return World(distributed.get_rank(), size), device
+
+
+def synchronize_batchnorm(model: nn.Module, world: World) -> nn.Module:
+    """The network with BatchNorm over the whole batch instead of each process's shard of it.
+
+    Raises:
+        InputError: If there is BatchNorm and there are several processes on a CPU.
+    """
+    if world.size == 1:
+        return model
+    batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if batchnorm and not next(model.parameters()).is_cuda:
+        several = f"BatchNorm cannot be computed over {world.size} processes on a CPU"
+        raise InputError(f"{several}; use GPUs, one process, or a model without it, such as mlp")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

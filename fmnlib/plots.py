@@ -1,0 +1,211 @@
+"""Draw arrays on a given Axes and return it; nothing is computed here.
+
+A method has one colour, one marker and one name in the whole book. Colour is never the only cue.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from fmnlib.stats import Numbers
+
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}%")
+"""Ticks of shares: as many digits as they need."""
+
+LineStyle = str | tuple[int, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a method looks wherever it is drawn."""
+
+    name: str
+    color: str
+    marker: str
+
+
+# Contrast of at least 3 on white, told apart under the three common colour blindnesses.
+BLACK, GREY, BLUE, GREEN, PINK, RED = (
+    "#000000", "#595959", "#1845fb", "#009e73", "#cc78bc", "#cc3311"
+)  # fmt: skip
+
+LINES: list[tuple[str, LineStyle]] = [
+    (BLACK, "-"),
+    (BLUE, "--"),
+    (RED, "-."),
+    (GREEN, ":"),
+    (PINK, (0, (5, 1, 1, 1, 1, 1))),
+]
+"""Colours with line styles, for curves that are not of methods."""
+
+METHODS = {
+    "single": Look("Final network", BLACK, "o"),
+    "early_stopping": Look("Early stopping", GREY, "s"),
+    "horizontal_one": Look("Horizontal (i)", PINK, "p"),
+    "fixed_jumps_one": Look("Fixed jumps (i)", PINK, "h"),
+    "horizontal": Look("Horizontal", PINK, "<"),
+    "fixed_jumps": Look("Fixed jumps", PINK, ">"),
+    "snapshot": Look("Snapshot", GREEN, "X"),
+    "fge": Look("FGE", PINK, "d"),
+    "swa": Look("SWA", GREY, "X"),
+    "ema": Look("EMA", GREY, "d"),
+    "kf_one": Look("KF (i)", BLUE, "^"),
+    "kf": Look("KF (∞)", BLUE, "D"),
+    "averaged_kf": Look("Averaged KF", GREY, "v"),
+    "independent": Look("Independent ×3", GREEN, "P"),
+    "student_single": Look("Distilled single", RED, "o"),
+    "student_independent": Look("Distilled ×3", RED, "P"),
+    "distilled_kf": Look("Distilled KF", RED, "*"),
+    "uniform": Look("Uniform", GREEN, "o"),
+    "kf_grid": Look("KF (∞), grid of 0.01", BLUE, "s"),
+    "exhaustive": Look("KF, all epochs tried", RED, "D"),
+    "greedy": Look("Greedy selection", GREEN, "D"),
+    "likelihood": Look("Maximum likelihood", RED, "s"),
+}
+"""The methods in the order in which tables and figures show them."""
+
+
+def set_theme() -> None:
+    """The look of every figure of the book."""
+    rc = {"axes.spines.right": False, "axes.spines.top": False, "figure.dpi": 180}
+    sns.set_theme("notebook", "ticks", rc=rc | {"legend.frameon": False, "savefig.dpi": 150})
+
+
+def accuracy_and_retained(
+    ax: Axes,
+    accuracy: Float[np.ndarray, "runs epochs"],
+    retained: Float[np.ndarray, "runs epochs"],
+) -> Axes:
+    """Accuracy by epoch and the part of it that the final network retains (AAAI Fig. 2a-b).
+
+    The space between the two is what the final network forgot, F_e.
+    """
+    epochs = np.arange(accuracy.shape[1])
+    mean, kept = accuracy.mean(axis=0), retained.mean(axis=0)
+    _band(ax, epochs, accuracy, BLUE, "-", "right after epoch $e$")
+    _band(ax, epochs, retained, RED, "--", "… and still right at the end")
+    ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
+    widest = int((mean - kept).argmax())
+    inside = (widest, (mean[widest] + kept[widest]) / 2)
+    arrow = {"arrowstyle": "->", "color": BLACK}
+    below = (0.25, 0.2)  # of the axes; no curve passes there
+    ax.annotate("forgotten, $F_e$", inside, below, textcoords="axes fraction", arrowprops=arrow)
+    return _percent_by_epoch(ax, "share of samples")
+
+
+def forget_curve(
+    ax: Axes, forget: Float[np.ndarray, "runs epochs"], label: str, color: str, style: LineStyle
+) -> Axes:
+    """Forget fraction F_e by epoch: mean over runs, band from least to most."""
+    _band(ax, np.arange(forget.shape[1]), forget, color, style, label)
+    return _percent_by_epoch(ax, "forget fraction $F_e$")
+
+
+def loss_balance(
+    ax: Axes, clean: Float[np.ndarray, " epochs"], noisy: Float[np.ndarray, " epochs"]
+) -> Axes:
+    """Training points of large loss, clean and mislabelled, by epoch (AAAI Fig. 2c)."""
+    epochs = np.arange(len(clean))
+    ax.plot(epochs, clean, color=BLUE, ls="-", label="clean labels")
+    ax.plot(epochs, noisy, color=RED, ls="--", label="wrong labels")
+    ax.plot(epochs, clean - noisy, color=BLACK, ls=":", label="difference")
+    ax.axhline(0, color=GREY, lw=0.6)
+    ax.set(xlabel="epoch", ylabel="training points of large loss")
+    ax.legend()
+    return ax
+
+
+def mark_epochs(ax: Axes, *epochs: int) -> Axes:
+    """Vertical dotted lines at some epochs."""
+    for epoch in epochs:
+        ax.axvline(epoch, color=GREY, ls=":", lw=1.2)
+    return ax
+
+
+def share_curve(
+    ax: Axes,
+    share: Float[np.ndarray, " shares"],
+    accuracy: Float[np.ndarray, " shares"],
+    chosen: float,
+) -> Axes:
+    """Validation accuracy against the share of the forgotten epochs in the mix."""
+    ax.plot(share, accuracy, color=BLUE, drawstyle="steps-mid")
+    ax.axvline(chosen, color=RED, ls="--", label=f"chosen share, {chosen:.2f}")
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.set(xlabel="share $\\varepsilon$ of the epochs mixed in", ylabel="validation accuracy")
+    ax.legend()
+    return ax
+
+
+def weights(ax: Axes, weight: Float[np.ndarray, " epochs"]) -> Axes:
+    """Weight of each epoch's network in an ensemble."""
+    ax.bar(np.arange(len(weight)), weight, color=BLUE, width=0.9)
+    ax.set(xlabel="epoch", ylabel="weight in the mix")
+    return ax
+
+
+def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str] | None = None) -> Axes:
+    """Accuracy of the methods of one setting, a dot each with its standard error."""
+    names = [m for m in METHODS if m in summary] if order is None else list(order)
+    for row, method in enumerate(names):
+        look, numbers = METHODS[method], summary[method]
+        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=look.color,
+                    marker=look.marker, ms=9, capsize=3)  # fmt: skip
+    ax.set_yticks(range(len(names)), [METHODS[method].name for method in names])
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.4)
+    ax.set_xlabel("test accuracy (%)")
+    return ax
+
+
+def against_networks(
+    ax: Axes, summary: Mapping[str, Numbers], networks: Mapping[str, float]
+) -> Axes:
+    """Accuracy against the number of networks that a prediction takes; equal ones side by side."""
+    names = [m for m in METHODS if m in summary]
+    for method in names:
+        look, numbers = METHODS[method], summary[method]
+        equal = [m for m in names if networks[m] == networks[method]]
+        beside = 0.12 * (equal.index(method) - (len(equal) - 1) / 2)
+        ax.errorbar(networks[method] + beside, numbers["mean"], yerr=numbers["sem"], ls="", ms=9,
+                    color=look.color, marker=look.marker, capsize=3, label=look.name)  # fmt: skip
+    ax.set(xlabel="networks evaluated for one prediction", ylabel="test accuracy (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
+    """A dot with its standard error for each named row."""
+    for row, numbers in enumerate(rows.values()):
+        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=BLUE, marker="D", capsize=3)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.4)
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+def _band(
+    ax: Axes,
+    epochs: Int[np.ndarray, " epochs"],
+    values: Float[np.ndarray, "runs epochs"],
+    color: str,
+    style: LineStyle,
+    label: str,
+) -> None:
+    ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=label)
+    ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, lw=0)
+
+
+def _percent_by_epoch(ax: Axes, ylabel: str) -> Axes:
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.autoscale()  # anew, since a second curve may be higher than the first
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.legend()
+    return ax

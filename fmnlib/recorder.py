@@ -1,0 +1,299 @@
+"""What a run writes after every epoch, in the background, and where its numbers come from."""
+
+import dataclasses
+import functools
+import os
+import platform
+import subprocess
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmnlib.checkpoint import (
+    checkpoint_path,
+    pack,
+    rounded_by_autocast,
+    to_bfloat16,
+    under,
+    write_state,
+)
+from fmnlib.config import InputError, RunConfig
+from fmnlib.data import DataSet
+from fmnlib.files import Transaction
+from fmnlib.models import uses_bfloat16
+from fmnlib.record import LOSS_EDGES, RunRecord, checksums
+
+Job = Callable[[], Callable[[], None]]
+"""Computes something, and returns what is left to do, which is to wait for the disk."""
+
+CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochOutputs:
+    """What the networks gave in an epoch.
+
+    Attributes:
+        logits: Of the evaluation images, `[samples, classes]`.
+        losses: Of the training samples, when they were last trained on.
+        right: Which training samples were given their label, right or wrong as it may be.
+        lr: Learning rate of the last step.
+        seconds: Time that the epoch took.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    right: Tensor
+    lr: float
+    seconds: float
+
+
+class Recorder:
+    """The growing record of one run; probabilities go straight to a file, a row an epoch.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        data: Its data.
+        model: Its network, by which is decided what checkpoints hold in half precision.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, data: DataSet, model: nn.Module) -> None:
+        epochs, samples = config.epochs, len(data.eval_labels)
+        every = np.arange(config.keep_every - 1, epochs, config.keep_every)
+        every = np.array(config.keep) if config.keep else every[every >= config.tail_epoch]
+        self.config, self.folder, self.device = config, folder, data.device
+        self.classes = data.classes
+        self.flipped, self.eval_labels = data.flipped.cpu(), data.eval_labels.cpu()
+        self.kept = np.union1d(every, [epochs - 1])
+        self.predicted = np.zeros((epochs, samples), np.int32)
+        self.curves = {name: np.full(epochs, np.nan, np.float32) for name in CURVES}
+        self.checksums = np.zeros(len(self.kept), np.int64)
+        self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
+        rounded = uses_bfloat16(config.precision, data.device)
+        self._in_bfloat16 = rounded_by_autocast(model) if rounded else frozenset()
+        _lay_out(self._probs, (len(self.kept), samples, data.classes))
+
+    def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
+        """The job of writing an epoch to disk.
+
+        Args:
+            epoch: Its number.
+            outputs: What the networks gave.
+            tensors: Copies of what training changes, as `snapshot` makes them.
+        """
+
+        def write() -> Callable[[], None]:
+            files = Transaction()
+            self.note(epoch, outputs, files)
+            state = {name: tensor.cpu() for name, tensor in tensors.items()}
+            if epoch in self.kept:
+                weights = under(state, "ema.") or under(state, "model.")
+                content = pack(to_bfloat16(weights, self._in_bfloat16))
+                files.write(checkpoint_path(self.folder, epoch), content)
+            state |= {f"record.{name}": value for name, value in self.tensors().items()}
+            write_state(self.folder, state, epoch, files)
+            return files.commit
+
+        return write
+
+    def note(self, epoch: int, outputs: EpochOutputs, transaction: Transaction) -> None:
+        """Write down an epoch, its probabilities as part of a batch of files.
+
+        Raises:
+            InputError: If a loss is not finite.
+            OSError: If the disk is full.
+        """
+        logits, losses, right = outputs.logits.cpu(), outputs.losses.cpu(), outputs.right.cpu()
+        if not torch.isfinite(losses).all():
+            told = f"the loss of epoch {epoch} is not finite"
+            raise InputError(f"{told}; lower lr, now {self.config.lr}, and use a new folder")
+        probs = logits.softmax(1)
+        self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
+        if epoch in self.kept:
+            self._write_row(int(np.searchsorted(self.kept, epoch)), probs.numpy())
+            transaction.changed(self._probs)
+        memorised = right[self.flipped].float().mean() if self.flipped.any() else torch.nan
+        eval_loss = F.cross_entropy(logits, self.eval_labels)
+        means = losses.mean(), right.float().mean(), memorised
+        for name, number in zip(
+            CURVES, (*means, outputs.lr, eval_loss, outputs.seconds), strict=True
+        ):
+            self.curves[name][epoch] = float(number)
+        for kind, chosen in enumerate((~self.flipped, self.flipped)):
+            self.histogram[epoch, kind] = np.histogram(losses[chosen], LOSS_EDGES)[0]
+
+    def accuracy(self, epoch: int) -> float:
+        """Accuracy after an epoch."""
+        return float((self.predicted[epoch] == self.eval_labels.numpy()).mean())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The record so far, for the state that a restart finds again."""
+        arrays = {"predicted": self.predicted, "histogram": self.histogram}
+        arrays["checksums"] = self.checksums
+        arrays |= {f"curve.{name}": curve for name, curve in self.curves.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
+        """Take back what `tensors` gave after an epoch.
+
+        Raises:
+            InputError: If the probabilities on disk are not those that were written.
+        """
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self._check(int((self.kept <= epoch).sum()))
+
+    def finish(self) -> None:
+        """Write the record; the run is complete once it is there.
+
+        Raises:
+            InputError: If the probabilities on disk are not those that were written.
+        """
+        self._check(len(self.kept))
+        record = RunRecord(
+            labels=self.eval_labels.numpy(),
+            predicted=self.predicted,
+            kept=self.kept,
+            probs=np.load(self._probs, mmap_mode="r", allow_pickle=False),
+            classes=self.classes,
+            curves=self.curves,
+            loss_histogram=self.histogram,
+            config=self.config,
+            provenance=provenance(self.device, float(self.curves["seconds"].sum())),
+        )
+        record.save(self.folder / "record.npz", light=True)
+
+    def _check(self, rows: int) -> None:
+        """Hold the first rows on disk to what was written there."""
+        probs = np.load(self._probs, mmap_mode="r", allow_pickle=False)
+        if not np.array_equal(checksums(probs[:rows]), self.checksums[:rows]):
+            told = f"{self._probs} is not what was written"
+            raise InputError(f"{told}; move {self.folder.name} away and run again")
+
+    @property
+    def _probs(self) -> Path:
+        return self.folder / "probs.npy"
+
+    def _write_row(self, row: int, probs: np.ndarray) -> None:
+        """Write through a file, not through a map, where a full disk would be a crash."""
+        content = probs.astype(np.float16).tobytes()
+        self.checksums[row] = zlib.crc32(content)
+        with self._probs.open("r+b") as file:
+            file.seek((row - len(self.kept)) * len(content), os.SEEK_END)
+            file.write(content)
+
+
+class Background:
+    """Writes while the next epoch trains: one job at a time, so that memory stays bounded.
+
+    A job computes something, and returns what is left to do, which is to wait for the disk; `do`
+    waits for the job before, and raises its error. On a GPU all of a job is done aside, on a
+    stream of its own, behind what the device was given before. On a CPU its computing would take
+    cores from the training, whose threads wait for each other at every step: there a job computes
+    at once, and only the waiting for the disk goes aside.
+
+    >>> with Background(torch.device("cpu")) as background:
+    ...     background.do(lambda: lambda: print("written"))
+    written
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def do(self, job: Job) -> None:
+        """Wait for the last job, then start this one."""
+        self.wait()
+        rest = job() if self._stream is None else self._behind(job, self._stream)
+        self._last = self._pool.submit(rest)
+
+    def wait(self) -> None:
+        """Wait until everything is done, and raise what went wrong."""
+        if self._last is not None:
+            self._last.result()
+
+    def _behind(self, job: Job, stream: torch.cuda.Stream) -> Callable[[], None]:
+        asked = torch.cuda.Event()
+        asked.record()
+
+        def run() -> None:
+            with torch.cuda.stream(stream):
+                asked.wait(stream)
+                job()()
+
+        return run
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()  # an epoch that is being written is written to its end
+
+
+def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
+    """Where numbers come from: day, commit, versions, hardware, wall time; no paths, no names."""
+    commit, changed = _commit()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "changed": changed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": gpu or f"CPU {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 2),
+    }
+
+
+@functools.cache
+def _commit() -> tuple[str, bool]:
+    """The commit of the checkout that this library lies in, and whether files differ from it."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        try:
+            done = subprocess.run(("git", *words), cwd=here, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        return done.stdout.decode().strip()
+
+    return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+
+
+def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
+    """Make the file of probabilities of a new run; that of a run that goes on stays."""
+    if path.exists():
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            told = f"{path} cannot be read ({error})"
+            raise InputError(f"{told}; move {path.parent.name} away and run again") from error
+        if found == shape:
+            return
+        told = f"{path} is of shape {found}, not {shape}"
+        raise InputError(f"{told}; move {path.parent.name} away and run again")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
+    part.replace(path)

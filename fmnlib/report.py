@@ -1,0 +1,98 @@
+"""A diagnosis as one HTML page that needs nothing beside itself: words, table, pictures."""
+
+import base64
+import html
+import io
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from fmnlib import plots, scores
+from fmnlib.diagnosis import Diagnosis
+from fmnlib.fusion import Fusion
+from fmnlib.record import RunRecord
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #fff; }}
+img {{ max-width: 100%; height: auto; }}
+figure {{ margin: 1.5rem 0; }}
+figcaption {{ font-size: 0.9rem; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+.wide {{ overflow-x: auto; }}
+th, td {{ text-align: right; padding: 0.1rem 0.8rem; border-bottom: 1px solid #ccc; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def page(record: RunRecord, found: Diagnosis, fusion: Fusion | None, *, title: str) -> str:
+    """The page, as a string.
+
+    Args:
+        record: The validation half that was diagnosed.
+        found: Its diagnosis.
+        fusion: Its fusion, whose weights are drawn; None where it has no probabilities.
+        title: Heading.
+    """
+    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in found.sentences]
+    parts += [_forgetting(record, found)]
+    parts += [_weights(fusion)] if fusion is not None else []
+    return _PAGE.format(title=html.escape(title), body="\n".join([*parts, _table(found)]))
+
+
+def _forgetting(record: RunRecord, found: Diagnosis) -> str:
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    retained = scores.retained_fraction(record.correct)
+    plots.accuracy_and_retained(figure.add_subplot(), record.accuracy[None], retained[None])
+    final, best = record.accuracy[-1], record.accuracy.max()
+    alt = (
+        f"Accuracy by epoch, at most {best:.0%} and {final:.0%} at the end, and the part of it "
+        f"that the final network retains. They are widest apart at epoch {found.epoch}."
+    )
+    return _figure(figure, alt, "The space between the curves is what the final network forgot.")
+
+
+def _weights(fusion: Fusion) -> str:
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    plots.weights(figure.add_subplot(), fusion.weights)
+    chosen = [f"{w:.0%} at epoch {e}" for e, w in enumerate(fusion.weights) if w > 0]
+    alt = f"Weight of each epoch's network in the fusion: {', '.join(chosen)}."
+    return _figure(figure, alt, "What Knowledge Fusion mixes, chosen on the validation half.")
+
+
+def _table(found: Diagnosis) -> str:
+    shown = found.classes.copy()
+    for column in ("forgotten", "low", "high"):
+        shown[column] = (100 * shown[column]).map("{:.1f}%".format)
+    shown["p_value"] = shown["p_value"].map("{:.3g}".format)
+    head = f"Share of each class that was right in mid-training, after epoch {found.epoch} or so"
+    caption = (
+        f"{head}, and is wrong at the end; intervals and p-values hold for all classes together."
+    )
+    named = shown.rename(columns={"p_value": "p-value"}).reset_index()
+    table = named.to_html(index=False, border=0)
+    return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
+
+
+def _figure(figure: Figure, alt: str, caption: str) -> str:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fmnlib"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    source = f"data:image/svg+xml;base64,{data}"
+    image = f'<img src="{source}" alt="{html.escape(alt)}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

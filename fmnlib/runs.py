@@ -1,0 +1,262 @@
+"""Find a run by its config, or train it; several side by side, in processes of one thread."""
+
+import dataclasses
+import functools
+import math
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from fmnlib.config import InputError, Paused, RunConfig
+from fmnlib.distillation import Member, average, distill, members_of, student_config
+from fmnlib.files import data_root
+from fmnlib.fusion import Fusion
+from fmnlib.record import RunRecord
+from fmnlib.training import pick_device, train
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+"""Records of the quick profile that come with the repository."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One record to make: trained, or made from the checkpoints of other runs.
+
+    Attributes:
+        config: Names the record.
+        members: Checkpoints to make it from; none where it is trained.
+        make: How: `distill`, or a function of its kind that takes no progress bar.
+    """
+
+    config: RunConfig
+    members: tuple[Member, ...] = ()
+    make: Callable[..., RunRecord] = distill
+
+
+def root() -> Path:
+    """Where runs lie: the folder that the environment variable FMN_RUNS names, or runs/."""
+    return Path(os.environ.get("FMN_RUNS", "runs"))
+
+
+def folder(config: RunConfig) -> Path:
+    """The folder of a run."""
+    return root() / config.id
+
+
+def find(name: str) -> Path:
+    """The folder of a run by its path, its id, or the beginning of its id.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    found = [path.parent for path in sorted(root().glob("*/config.json"))]
+    matching = [path for path in found if path.name.startswith(name)]
+    exact = [path for path in matching if path.name == name]
+    own = [path for path in matching if not RunConfig.load(path / "config.json").teacher]
+    for choice in (exact, own, matching):  # a student's name begins like its run's
+        if len(choice) == 1:
+            return choice[0]
+    what = "no run" if not matching else f"{len(matching)} runs"
+    raise InputError(f"{what} in {root()} begins with {name!r}; `fmn runs` lists them")
+
+
+def student(config: RunConfig, name: str, fusion: Fusion, **student: Any) -> Job:
+    """The job of distilling a fusion of a run into one network ("Distilled KF").
+
+    Args:
+        config: The run.
+        name: The fusion in a word, such as kf.
+        fusion: Weights over the run's epochs.
+        student: Fields of `StudentConfig` other than `teacher`.
+    """
+    members = members_of(config, folder(config), fusion)
+    return Job(student_config(config, name, members, **student), tuple(members))
+
+
+def averaged(config: RunConfig, name: str, fusion: Fusion) -> Job:
+    """The job of averaging the weights of a fusion's checkpoints ("Averaged KF")."""
+    members = members_of(config, folder(config), fusion)
+    return Job(student_config(config, f"averaged_{name}", members), tuple(members), average)
+
+
+def obtain(
+    jobs: Iterable[Job | RunConfig],
+    *,
+    fresh: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+    deadline: float = math.inf,
+) -> list[RunRecord]:
+    """The records of many runs, in order: read where they are there, else trained.
+
+    Args:
+        jobs: What to make; a config alone is trained.
+        fresh: Leave the committed records aside.
+        device: As in `fmnlib.training.train`.
+        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        progress: Show a bar.
+        deadline: As in `fmnlib.training.train`.
+
+    Raises:
+        Paused: If runs are left to make for the deadline.
+    """
+    wanted = [job if isinstance(job, Job) else Job(job) for job in jobs]
+    missing = {job.config.id: job for job in wanted if _committed(job.config, fresh) is None}
+    todo = [job for job in missing.values() if not complete(job.config)]
+    teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
+    bases = [job for job in teachers.values() if not complete(job.config)]
+    for stage in (bases, [job for job in todo if job.config.id not in teachers]):
+        make_all(
+            functools.partial(_left, stage),
+            device=device,
+            workers=workers,
+            progress=progress,
+            deadline=deadline,
+        )
+    return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
+
+
+def listing() -> list[dict[str, str | int | float]]:
+    """The runs there are: id, epochs done, epochs in all, final accuracy, seconds."""
+    rows: list[dict[str, str | int | float]] = []
+    for path in sorted(root().glob("*/config.json")):
+        row: dict[str, str | int | float] = {"run": path.parent.name, "state": "unfinished"}
+        try:
+            row["epochs"] = RunConfig.load(path).epochs
+            if (path.parent / "record.npz").exists():
+                accuracy = RunRecord.load(path.parent).accuracy[-1]
+                row |= {"state": "complete", "accuracy": round(float(accuracy), 4)}
+        except InputError:
+            row["state"] = "damaged"  # the others are listed all the same
+        rows.append(row)
+    return rows
+
+
+def complete(config: RunConfig) -> bool:
+    """Whether a run's record is there."""
+    return (folder(config) / "record.npz").exists()
+
+
+def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
+    path = REFERENCE / f"{config.id}.npz"
+    return RunRecord.load(path) if not fresh and path.exists() else None
+
+
+def make_all(
+    jobs: Callable[[], Sequence[Job]],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+    deadline: float = math.inf,
+) -> None:
+    """Make jobs side by side until none is left; the list is asked for again after each.
+
+    On a CPU each has one thread: so it is fastest, and its bits do not depend on its neighbours.
+
+    Args:
+        jobs: What is left to make, most urgent first.
+        device: As in `fmnlib.training.train`.
+        workers: As in `obtain`.
+        progress: Show a bar.
+        deadline: As in `fmnlib.training.train`.
+
+    Raises:
+        Paused: If jobs are left for the deadline.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; allowed is at least 1")
+    workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
+    if workers == 1:
+        while todo := jobs():
+            make(todo[0], folder(todo[0].config), device, progress, deadline)
+        return
+    if not jobs():
+        return
+    pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    try:
+        _side_by_side(jobs, pool, workers, device, progress, deadline)
+    except (KeyboardInterrupt, BrokenProcessPool) as error:
+        worker_pool.cache_clear()  # its processes have ended
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        told = "a process that trained has ended, killed or out of memory"
+        raise InputError(f"{told}; the same call goes on, with fewer workers") from error
+
+
+def _side_by_side(
+    jobs: Callable[[], Sequence[Job]],
+    pool: ProcessPoolExecutor,
+    workers: int,
+    device: str,
+    progress: bool,
+    deadline: float,
+) -> None:
+    running: dict[Future[None], str] = {}
+    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+        while (todo := jobs()) or running:
+            todo = [job for job in todo if job.config.id not in running.values()]
+            for job in todo[: workers - len(running)]:
+                place = folder(job.config).absolute()
+                running[pool.submit(make, job, place, device, False, deadline)] = job.config.id
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                del running[future]
+                bar.update()
+
+
+def make(job: Job, place: Path, device: str, progress: bool, deadline: float) -> None:
+    """Make one job in its folder."""
+    if time.monotonic() > deadline:
+        raise Paused(f"{job.config.id} was not started; the same command goes on")
+    if not job.members:
+        train(job.config, place, device=device, progress=progress, deadline=deadline)
+    elif job.make is distill:
+        distill(
+            job.config, job.members, place, device=device, progress=progress, deadline=deadline
+        )
+    else:
+        job.make(job.config, job.members, place, device=device)
+
+
+def _left(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not complete(job.config)]
+
+
+@functools.cache
+def worker_pool(workers: int, *_place: str) -> ProcessPoolExecutor:
+    """Processes that are there for the next call, too: each takes seconds to load torch.
+
+    They know the data and the working folder that there were when they began.
+    """
+    # Fresh interpreters: a fork would inherit torch's threads, half alive.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, _begin_worker)
+
+
+def _begin_worker() -> None:
+    """One thread for the arithmetic; end at once with the parent, for runs may be killed."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)

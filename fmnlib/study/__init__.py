@@ -1,1 +1,0 @@
-"""Many runs: compared, drawn, and made into the book."""

@@ -1,0 +1,295 @@
+"""Train one network and record it: `train(config, folder) -> RunRecord`.
+
+A run's folder holds `config.json`, `record.npz`, `probs.npy` (mapped, half precision) and
+`checkpoints/epoch_NNNN.safetensors`; while it trains, its last two states as well. Everything
+random in an epoch is drawn from the run's seed and the epoch's number, so that a run which was
+killed resumes after its last complete epoch and, on the CPU, ends with the same bits.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from fmnlib import models
+from fmnlib.checkpoint import (
+    check_labels,
+    clear_states,
+    newest_state,
+    restore,
+    run_lock,
+    snapshot,
+    under,
+)
+from fmnlib.config import TAIL, InputError, Paused, RunConfig
+from fmnlib.data import DataSet, apply_crop_flip, load
+from fmnlib.images import ImageFiles
+from fmnlib.models import autocast
+from fmnlib.parallel import SINGLE_PROCESS, World, join, synchronize_batchnorm
+from fmnlib.record import RunRecord
+from fmnlib.recorder import Background, EpochOutputs, Recorder
+from fmnlib.step import Criterion, Parts, Step, make_optimizer
+
+WARMUP_START = 0.01
+"""Share of the peak learning rate at which the warm-up begins."""
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    device: str = "auto",
+    data: DataSet | None = None,
+    criterion: Criterion | None = None,
+    build: Callable[[], nn.Module] | None = None,
+    initial: Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    deadline: float = math.inf,
+    graphs: bool = True,
+) -> RunRecord:
+    """Train a run, or resume it, and return its record.
+
+    A second process on the same folder waits until the first is done; processes that torchrun
+    started train the run together.
+
+    Args:
+        config: What to train.
+        folder: The run's own folder; made if need be.
+        device: cpu, cuda or auto, which takes a GPU if there is one.
+        data: The data set, if it is loaded already.
+        criterion: Loss per sample; cross-entropy with the data's labels where not given.
+        build: Makes the network; where not given, that of the config.
+        initial: Weights to start from; fresh ones of the run's seed where not given.
+        progress: Show a bar.
+        deadline: Stop at the end of the epoch after which `time.monotonic()` would pass this.
+        graphs: Replay steps as CUDA graphs, on a GPU.
+
+    Raises:
+        InputError: If the folder is another run's, or the loss stops being finite.
+        Paused: If the run stopped for the deadline.
+
+    >>> import tempfile
+    >>> config = RunConfig(model="mlp", epochs=2, train_samples=64, eval_samples=32)
+    >>> record = train(config, Path(tempfile.mkdtemp()), device="cpu", progress=False)
+    >>> record.probs.shape
+    (2, 32, 10)
+    """
+    if config.teacher and criterion is None:
+        raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
+    world, place = join(pick_device(device))
+    data = load(config, place) if data is None else data
+    if len(data.labels) < 2:
+        raise InputError(f"{config.dataset} gives {len(data.labels)} training samples; take more")
+    criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
+    if build is None:
+        with torch.device("meta"):  # a network that cannot be built leaves no folder behind
+            _network(config, data)
+    gpus = [place] if place.type == "cuda" else []
+    with run_lock(config, folder, world), torch.random.fork_rng(gpus):
+        if world.first:
+            check_labels(folder, data.labels.cpu().numpy())
+        if not (folder / "record.npz").exists():
+            parts = _initialize(config, data, build, initial, world)
+            step = Step(config, data, parts, criterion, world, graphs)
+            recorder = Recorder(config, folder, data, parts.model) if world.first else None
+            first = _resume(folder, parts, recorder, world)
+            epochs = tqdm(range(first, config.epochs), config.id, config.epochs, initial=first,
+                          disable=not (progress and world.first))  # fmt: skip
+            with (
+                torch.backends.cudnn.flags(enabled=True, benchmark=True),
+                Background(data.device) as background,
+            ):
+                _epochs(step, recorder, background, epochs, deadline)
+            if recorder is not None:
+                recorder.finish()
+        if world.first:
+            clear_states(folder)
+        world.barrier()
+        return RunRecord.load(folder)
+
+
+def pick_device(device: str) -> torch.device:
+    """A device by name; auto is a GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.empty(0, device=device).device
+        if chosen.type == "meta":
+            raise RuntimeError("meta holds no numbers")
+        return chosen
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device is {device!r}, which is not here; use cpu or auto") from error
+
+
+def build_model(
+    config: RunConfig, data: DataSet, build: Callable[[], nn.Module] | None = None
+) -> nn.Module:
+    """The network of a run, with fresh weights of its seed, on its data's device."""
+    torch.manual_seed(config.seed)
+    model = _network(config, data) if build is None else build()
+    return model.to(data.device).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data: DataSet,
+    images: Tensor | ImageFiles,
+    precision: str = "auto",
+    transforms: Tensor | None = None,
+    world: World = SINGLE_PROCESS,
+) -> Tensor:
+    """Logits `[samples, classes]` of uint8 images, in evaluation mode.
+
+    Args:
+        model: The network.
+        data: What the images belong to.
+        images: `[samples, channels, side, side]`, or their files.
+        precision: As in `RunConfig`.
+        transforms: Crops and flips of the images, as `sample_crop_flip` draws them.
+        world: Processes each of which predicts a shard of the images.
+    """
+    model.eval()
+    samples = len(images)
+    logits = torch.zeros(samples, data.classes, device=data.device)
+    every = torch.arange(samples, device=data.device)
+    batches = world.shard(every).split(_eval_batch_size(data))
+    with autocast(precision, data.device):
+        for index, batch in zip(batches, data.gather(images, batches), strict=True):
+            if transforms is not None:
+                batch = apply_crop_flip(batch, transforms[:, index])
+            logits[index] = model(data.normalize(batch)).float()
+    return world.all_reduce(logits)
+
+
+def learning_rate(config: RunConfig, done: float) -> float:
+    """The learning rate when a share of the run is done, from 0 to 1.
+
+    It rises linearly in the warm-up, then follows `config.schedule`: cosine falls to 0 along a
+    cosine; step divides by 10 at 1/2 and 3/4 of the run, thirds at 1/3 and 2/3; constant stays;
+    cyclic repeats `config.cycles` cosines. The two tails halve the rate along a cosine until
+    `TAIL` of the run is done; then it stays constant, or falls to 0 in cycles.
+
+    >>> [learning_rate(RunConfig(lr=1.0), done) for done in (0.0, 0.5, 1.0)]
+    [1.0, 0.5, 0.0]
+    """
+    warmup = config.warmup / config.epochs
+    if done < warmup:
+        return config.lr * (WARMUP_START + (1 - WARMUP_START) * done / warmup)
+    done = (done - warmup) / (1 - warmup)
+    if config.schedule in ("step", "thirds"):
+        first, second = (1 / 2, 3 / 4) if config.schedule == "step" else (1 / 3, 2 / 3)
+        return config.lr * 0.1 ** ((done >= first) + (done >= second))
+    if config.schedule == "constant":
+        return config.lr
+    high, low = config.lr, 0.0
+    if config.schedule == "cyclic":
+        done = done * config.cycles % 1
+    elif config.schedule.endswith("tail"):
+        middle, tail = config.lr / 2, (done - TAIL) / (1 - TAIL)
+        if tail < 0:
+            low, done = middle, done / TAIL
+        elif config.schedule == "constant_tail":
+            return middle
+        else:
+            high, done = middle, tail * config.cycles % 1
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _network(config: RunConfig, data: DataSet) -> nn.Module:
+    channels, side, _ = data.shape
+    shape = {"classes": data.classes, "channels": channels, "side": side}
+    return models.build(config.model, **shape, width=config.width)
+
+
+def _initialize(
+    config: RunConfig,
+    data: DataSet,
+    build: Callable[[], nn.Module] | None,
+    initial: Mapping[str, Tensor] | None,
+    world: World,
+) -> Parts:
+    model = build_model(config, data, build)
+    if initial is not None:
+        model.load_state_dict(initial)
+    model = synchronize_batchnorm(model, world)
+    ema = copy.deepcopy(model) if config.ema else model
+    return Parts(model, make_optimizer(config, model), ema)
+
+
+def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
+    """Load the last complete epoch, if there is one; return the epoch to go on with."""
+    if not world.first:
+        world.barrier()
+    epoch, tensors = newest_state(folder) or (-1, {})
+    if world.first:  # it alone has set aside what is damaged
+        world.barrier()
+    if world.broadcast(float(epoch)) != epoch:
+        raise InputError(f"the processes read different states in {folder}; run again")
+    if tensors:
+        restore(parts, tensors)
+    if tensors and recorder is not None:
+        recorder.restore(under(tensors, "record."), epoch)
+    return epoch + 1
+
+
+def _epochs(
+    step: Step,
+    recorder: Recorder | None,
+    background: Background,
+    epochs: "tqdm[int]",
+    deadline: float,
+) -> None:
+    """Train epoch by epoch; each is written while the next one trains."""
+    config, data, parts, world = step.config, step.data, step.parts, step.world
+    before = time.monotonic()
+    for epoch in epochs:
+        lr = _train_epoch(step, epoch)
+        logits = predict(parts.ema, data, data.eval_images, config.precision, world=world)
+        losses = world.all_reduce(step.losses.clone())
+        right = world.all_reduce(step.right.long()) > 0
+        now = time.monotonic()
+        outputs = EpochOutputs(logits, losses, right, lr, now - before)
+        if recorder is not None:
+            background.do(recorder.writing(epoch, outputs, snapshot(parts)))
+        late = world.broadcast(float(2 * now - before > deadline))  # each has its own clock
+        if late and epoch + 1 < config.epochs:
+            background.wait()
+            paused = f"{config.id} paused after {epoch + 1} of {config.epochs} epochs"
+            raise Paused(f"{paused}; the same command resumes it")
+        before = now
+
+
+def _train_epoch(step: Step, epoch: int) -> float:
+    """One pass over the training data; the learning rate of its last step."""
+    config, data = step.config, step.data
+    seed, samples = config.seed * 1_000_003 + epoch, len(data.labels)
+    generator = torch.Generator(data.device).manual_seed(seed)
+    order = torch.randperm(samples, generator=generator, device=data.device)
+    steps = min(math.ceil(samples / config.batch_size), samples // 2)  # no batch of one sample
+    shards = [step.world.shard(index) for index in order.tensor_split(steps)]
+    step.begin(seed)
+    lr = math.nan
+    for number, batch in enumerate(data.batches(shards, config.augment, seed + 2**40)):
+        lr = learning_rate(config, (epoch + number / steps) / config.epochs)
+        step(batch, lr)
+    return lr
+
+
+def _eval_batch_size(data: DataSet) -> int:
+    """Images at a time: many small ones on a GPU, few large ones anywhere."""
+    if isinstance(data.eval_images, ImageFiles):
+        return 256
+    return 2500 if data.device.type == "cuda" else 1000
+
+
+def _cross_entropy(labels: Tensor, smoothing: float) -> Criterion:
+    return lambda logits, batch: F.cross_entropy(
+        logits, labels[batch.index], reduction="none", label_smoothing=smoothing
+    )

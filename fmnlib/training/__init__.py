@@ -1,1 +1,0 @@
-"""Networks, data, and the loop that trains, records and distils them."""

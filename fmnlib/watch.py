@@ -1,0 +1,101 @@
+"""Watch a torch model train: its outputs on fixed batches and its weights, epoch by epoch.
+
+The callbacks for Lightning and for Hugging Face's Trainer are this, called at the right moments.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmnlib.config import InputError
+from fmnlib.tracker import Tracker
+
+
+class Watch:
+    """A tracker that runs the model itself, on the same batches after each epoch.
+
+    Args:
+        folder: Where the record and the checkpoints lie.
+        batches: The validation data, the same in every pass and never shuffled: pairs
+            `(inputs, labels)`, or mappings that hold "labels" beside the model's arguments.
+        start: As in `Tracker`.
+
+    >>> import tempfile
+    >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
+    >>> watch = Watch(tempfile.mkdtemp() + "/tracked", batches)
+    >>> watch.note(nn.Identity())
+    1.0
+    """
+
+    def __init__(self, folder: Path | str, batches: Iterable[Any], *, start: int = 0) -> None:
+        if isinstance(batches, Iterator):
+            kind = type(batches).__name__
+            raise InputError(f"batches are a {kind}, read once; give a DataLoader or a list")
+        with _undisturbed():
+            found = [_labels(batch) for batch in batches]
+        labels = torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
+        self.batches, self.tracker = batches, Tracker(folder, labels, start=start)
+
+    def note(self, model: nn.Module) -> float:
+        """Write down an epoch: outputs, and the weights as a checkpoint; return the accuracy.
+
+        Raises:
+            InputError: If the batches come in another order than before.
+        """
+        logits, labels = predict_batches(model, self.batches)
+        if not torch.equal(labels, torch.from_numpy(self.tracker.labels)):
+            raise InputError("the batches come in another order each time; use shuffle=False")
+        return self.tracker.note(logits, model)
+
+
+@torch.no_grad()
+def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Logits `[samples, classes]` and labels `[samples]` on the CPU, in evaluation mode.
+
+    The model's modes and torch's random state are afterwards what they were, so that a training
+    which is watched goes as it would have gone.
+
+    Args:
+        model: Returns logits, or an object with `.logits`, as Hugging Face's models do.
+        batches: As in `Watch`.
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    logits, labels = [], []
+    model.eval()
+    try:
+        with _undisturbed():
+            for batch in batches:
+                outputs = _forward(model, batch, device)
+                logits.append(getattr(outputs, "logits", outputs).float().cpu())
+                labels.append(_labels(batch))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(logits), torch.cat(labels)
+
+
+def _forward(model: nn.Module, batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
+    return model(batch[0].to(device))
+
+
+def _labels(batch: Any) -> Tensor:
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return torch.as_tensor(batch["labels"]).cpu().long()
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return torch.as_tensor(batch[1]).cpu().long()
+    given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    raise InputError(f"a batch is {given}; give (inputs, labels) or a mapping with 'labels'")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A DataLoader draws from torch's random state even if it does not shuffle."""
+    with torch.random.fork_rng(devices=[]):
+        yield
