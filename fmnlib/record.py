@@ -175,6 +175,8 @@ class RunRecord:
         }
         if self.loss_histogram is not None:
             arrays["loss_histogram"] = self.loss_histogram
+        if self.index is not None:
+            arrays["index"] = self.index
         if self.probs is not None and light:
             arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:

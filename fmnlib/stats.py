@@ -101,6 +101,7 @@ def score(
     Raises:
         InputError: If the record has no config.
 
+    >>> from fmnlib.config import RunConfig
     >>> probs = np.array([[0.75, 0.25]])
     >>> test = dataclasses.replace(RunRecord.from_arrays(probs[None], [1]), config=RunConfig())
     >>> result = score(probs, test, item="x", method="kf", split=0, networks=1, seconds=2.5)

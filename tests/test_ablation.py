@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from fmnlib import InputError, RunConfig, RunRecord, data, runs
-from fmnlib.checkpoint import load_tensors
+from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.distillation import load_network, members_of
 from fmnlib.fusion import accuracy, early_stopping, fuse, single, uniform
 from fmnlib.paper import ablation, features
 from fmnlib.paper.features import half_shifts
 from fmnlib.stats import calibration_error, nll
-from fmnlib.training import checkpoint_path
 
 TINY = RunConfig(model="mlp", width=0.2, epochs=2, train_samples=120, eval_samples=200)
 
@@ -143,8 +142,8 @@ def test_a_transferred_run_starts_where_its_source_ended():
     [record] = runs.obtain([job], progress=False)
     assert record.kept.tolist() == [0, 1]
     assert record.classes == 5
-    start = load_tensors(checkpoint_path(runs.folder(source), 1))[0]
-    end = load_tensors(checkpoint_path(runs.folder(job.config), 1))[0]
+    start = load_tensors(checkpoint_path(runs.folder(source), 1))
+    end = load_tensors(checkpoint_path(runs.folder(job.config), 1))
     for name, tensor in start.items():
         if tensor.is_floating_point() and "running" not in name:
             assert torch.equal(tensor, end[name]), name

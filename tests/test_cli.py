@@ -45,7 +45,8 @@ def test_from_training_to_one_network(fmn, runs_root):
     record = RunRecord.load(runs_root / trained["run"])
     assert trained["final accuracy"] == record.accuracy[-1]
     assert (
-        json.loads(fmn("score", "digits", "--json")[1])["best accuracy"] == record.accuracy.max()
+        json.loads(fmn("diagnose", "digits", "--json")[1])["best accuracy"]
+        == record.accuracy.max()
     )
     fused = json.loads(fmn("fuse", "digits", "--json")[1])
     assert fused["test accuracy, fused"] > fused["test accuracy, single"]
@@ -77,7 +78,7 @@ def test_a_student_is_of_the_split_that_its_fusion_was_chosen_on(fmn):
     code, out, _ = fmn("distill", "digits", "--json")
     assert code == 0
     assert json.loads(out)["split"] == 1
-    assert "final accuracy" in fmn("score", "digits")[1]  # the run, not its student
+    assert "final accuracy" in fmn("diagnose", "digits")[1]  # the run, not its student
 
 
 def test_who_reads_the_beginning_alone_sees_no_error():
@@ -90,7 +91,7 @@ def test_who_reads_the_beginning_alone_sees_no_error():
 def test_a_record_of_another_framework(fmn, tmp_path):
     probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(5, 90))
     RunRecord.from_arrays(probs, np.arange(90) % 3).save(tmp_path / "mine.npz")
-    assert fmn("score", tmp_path / "mine.npz")[0] == 0
+    assert fmn("diagnose", tmp_path / "mine.npz")[0] == 0
     assert fmn("fuse", tmp_path / "mine.npz")[0] == 0
     assert "mine.npz has no checkpoints" in told(fmn, "distill", tmp_path / "mine.npz")
 
@@ -105,7 +106,7 @@ def test_real_images(fmn, real_data, dataset):
     assert (
         json.loads(out)["best accuracy"] > 1.5 * {"fashion_mnist": 0.1, "cifar100": 0.01}[dataset]
     )
-    assert json.loads(fmn("score", run, "--json")[1])["final accuracy"] > 0
+    assert json.loads(fmn("diagnose", run, "--json")[1])["final accuracy"] > 0
     assert fmn("fuse", run)[0] == 0
     assert "student" in json.loads(fmn("distill", run, "--json")[1])
 
@@ -126,10 +127,10 @@ def test_real_images(fmn, real_data, dataset):
         ("train --device meta", "device is 'meta', which is not here"),
         ("train --max-minutes nan", "max_minutes is nan; give a number of minutes"),
         ("train --train-samples 1", "digits gives 1 training samples; take more"),
-        ("score nothing --html /tmp", "html is /tmp, a folder; give the name of a file"),
+        ("diagnose nothing --html /tmp", "html is /tmp, a folder; give the name of a file"),
         ("train --teacher kf", "teacher is 'kf' in a plain run; students: `fmn distill`"),
         ("trian", 'Unknown command "trian". Did you mean "train"?'),
-        ("score nothing", "no run in .* begins with 'nothing'; `fmn runs` lists them"),
+        ("diagnose nothing", "no run in .* begins with 'nothing'; `fmn runs` lists them"),
         ("fuse nothing.npz", "nothing.npz does not exist"),
         ("download cifar11", "dataset is 'cifar11'; known are"),
     ],
@@ -153,7 +154,7 @@ def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert before == after
     (place / "record.npz").write_bytes(before[place / "record.npz"][:-50])
-    assert "record.npz is damaged or is no record" in told(fmn, "score", run)
+    assert "record.npz is damaged or is no record" in told(fmn, "diagnose", run)
     assert "damaged" in fmn("runs")[1]
     (place / "config.json").write_text("{}}")
     assert "config.json is no config" in told(fmn, "train", *QUICK)
@@ -185,7 +186,9 @@ def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
 
 def test_a_run_that_is_not_finished_is_told(fmn):
     fmn("train", *QUICK, "--max-minutes", 0)
-    assert "is not finished; the same `fmn train` goes on with it" in told(fmn, "score", "digits")
+    assert "is not finished; the same `fmn train` goes on with it" in told(
+        fmn, "diagnose", "digits"
+    )
 
 
 def test_a_changed_noise_matrix_is_not_taken_for_the_old_one(fmn, tmp_path, runs_root):

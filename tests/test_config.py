@@ -29,6 +29,8 @@ def changed(name):
     kind, value = get_type_hints(RunConfig)[name], getattr(BASE, name)
     if name == "keep":
         return (1, 2)
+    if name == "resize":
+        return 40
     if name == "student":
         return StudentConfig(teacher="kf")
     if choices := get_args(kind):

@@ -205,5 +205,5 @@ def test_bad_data_is_told_in_one_line(changes, told, monkeypatch, tmp_path):
 def test_classes_of_a_folder_must_agree(tmp_path):
     root = image_folder(tmp_path)
     (root / "test" / "dog").rename(root / "test" / "wolf")
-    with pytest.raises(InputError, match="classes of train/ and test/ differ"):
+    with pytest.raises(InputError, match=r"test/CLASS/ \(or val/\) of the same classes"):
         load(RunConfig(dataset=f"folder:{root}"))

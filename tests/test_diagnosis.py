@@ -230,9 +230,9 @@ def fmn(monkeypatch, capsys, *words):
 
 def test_the_command_tells_people_and_programs(tracked, monkeypatch, capsys):
     found = diagnose(forgetful())
-    text = fmn(monkeypatch, capsys, "score", tracked)
+    text = fmn(monkeypatch, capsys, "diagnose", tracked)
     assert all(sentence in text for sentence in found.sentences)
-    told = json.loads(fmn(monkeypatch, capsys, "score", tracked, "--json"))
+    told = json.loads(fmn(monkeypatch, capsys, "diagnose", tracked, "--json"))
     assert told["final accuracy"] == forgetful().accuracy[-1]
     assert told["diagnosis"]["overfits"] is True
     assert told["diagnosis"]["worst_classes"] == found.worst_classes
@@ -244,7 +244,7 @@ def test_the_command_tells_people_and_programs(tracked, monkeypatch, capsys):
 
 
 def test_the_page_holds_everything_in_itself(tracked, monkeypatch, capsys, tmp_path):
-    fmn(monkeypatch, capsys, "score", tracked, "--html", tmp_path / "page.html")
+    fmn(monkeypatch, capsys, "diagnose", tracked, "--html", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count('<img src="data:image/svg+xml;base64,') == 2
     alts = re.findall(r'alt="([^"]*)"', text)
@@ -254,7 +254,7 @@ def test_the_page_holds_everything_in_itself(tracked, monkeypatch, capsys, tmp_p
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "Take the checkpoint of epoch 2" in text
     assert text.count("<tr") == 6
-    fmn(monkeypatch, capsys, "score", tracked, "--html", tmp_path / "again.html")
+    fmn(monkeypatch, capsys, "diagnose", tracked, "--html", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == text
 
 

@@ -154,13 +154,12 @@ def reliability(
     >>> [values.tolist() for values in reliability(record, single(record))]
     [[0.75, 0.95], [0.5, 1.0]]
     """
+    from sklearn.calibration import calibration_curve
+
     probs = fuse(record, fusion)
-    confidence = probs.max(axis=1)
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    right = (probs.argmax(axis=1) == record.labels).astype(float)
-    count, *sums = (np.bincount(bin_of, w, bins) for w in (None, confidence, right))
-    used = count > 0
-    return sums[0][used] / count[used], sums[1][used] / count[used]
+    right = probs.argmax(axis=1) == record.labels
+    accuracy, confidence = calibration_curve(right, probs.max(axis=1), n_bins=bins)
+    return confidence, accuracy
 
 
 def class_accuracy(
