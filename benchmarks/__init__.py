@@ -1,1 +1,1 @@
-"""What training, recording, searching and distilling cost, beside a usual script and a floor."""
+"""What training, recording, searching and distilling cost, beside the usual script."""

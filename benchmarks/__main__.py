@@ -1,64 +1,57 @@
-"""Measure what this library costs on this machine, and print one table.
-
-    python -m benchmarks [training recording at_once search distillation] [--repeats 3]
-
-The table goes to standard output, the numbers to results/benchmarks/. Run it on a quiet machine.
-"""
+"""Measure on a quiet machine what this library costs; what is known is kept after each section."""
 
 import argparse
-import dataclasses
 import json
-import platform
 import re
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.distillation import distillation
 from benchmarks.machine import Machine
-from benchmarks.measure import table
+from benchmarks.report import report
 from benchmarks.search import search
-from benchmarks.training import recording, side_by_side, throughput
+from benchmarks.training import at_once, distillation, recording, throughput
+from fmnlib import InputError
 from fmnlib.files import write_whole
 from fmnlib.recorder import provenance
 from fmnlib.training import pick_device
 
-SECTIONS = {
-    "training": throughput,
-    "recording": recording,
-    "at_once": side_by_side,
-    "search": search,
-    "distillation": distillation,
-}
+SECTIONS = {"training": throughput, "recording": recording, "at_once": at_once, "search": search}
+SECTIONS |= {"distillation": distillation}
 FOLDER = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all if none")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each measurement")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the numbers")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     given = parser.parse_args()
-    if unknown := set(given.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; choose of {', '.join(SECTIONS)}")
-    started = time.perf_counter()
-    machine = Machine.measure(pick_device(given.device))
-    rows = []
+    if unknown := ", ".join(set(given.sections) - set(SECTIONS)):
+        parser.error(f"no section {unknown}; choose of {', '.join(SECTIONS)}")
+    if given.repeats < 1:
+        parser.error(f"repeats is {given.repeats}; take 1 or more")
+    try:
+        device = pick_device(given.device)
+        given.out.mkdir(parents=True, exist_ok=True)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
+    started, machine = time.perf_counter(), Machine.of(device)
+    rows: list[dict[str, object]] = []
     for name in given.sections or SECTIONS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += SECTIONS[name](machine, given.repeats, given.small)
-        about = provenance(machine.device, time.perf_counter() - started)
-        about |= {"cpu": platform.processor() or platform.machine(), "small": given.small}
+        found = SECTIONS[name](machine, given.repeats, given.small)
+        rows += [{"section": name.replace("_", " ")} | row for row in found]
+        about = provenance(device, time.perf_counter() - started)
+        about |= {"small": given.small, "dtype": str(machine.dtype).removeprefix("torch.")}
         about |= {"operations_per_s": machine.operations, "bytes_per_s": machine.bytes}
-        numbers = {"provenance": about, "rows": [dataclasses.asdict(row) for row in rows]}
-        slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-        given.out.mkdir(parents=True, exist_ok=True)  # now: the machine may be lent for minutes
-        write_whole(given.out / f"{slug}.json", (json.dumps(numbers, indent=1) + "\n").encode())
-    print(table(rows))
-    rates = f"{machine.operations / 1e12:.3g} TFLOP/s and {machine.bytes / 1e9:.3g} GB/s"
-    print(f"\n{machine}: measured {rates}.")
+        numbers = {"provenance": about, "rows": rows}
+        path = given.out / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+        write_whole(path.with_suffix(".json"), f"{json.dumps(numbers, indent=1)}\n".encode())
+        write_whole(path.with_suffix(".md"), report(numbers).encode())
+    print(report(numbers), end="")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """Time and memory of the searches for a fusion, on a synthetic run that forgets."""
 
-import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.special import softmax
 
-from benchmarks.machine import Machine
-from benchmarks.measure import Row, Spread
+from benchmarks.machine import Machine, measure
+from benchmarks.report import Row, row
 from fmnlib import RunRecord
 from fmnlib.fusion import Fusion, accuracy, exhaustive_fusion, knowledge_fusion
-
-__all__ = ["search"]
 
 GRID = np.arange(0, 1.005, 0.01)
 TRIED = 2  # epochs that the plain grid is timed on
@@ -32,8 +30,7 @@ def trajectories(epochs: int, samples: int, classes: int) -> RunRecord:
         logits = lasting + passing
         logits[rows, labels] += ease * (1 - np.exp(-4 * progress)) - 0.4 * progress
         logits *= 1 + 2 * progress
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probs[epoch] = weights / weights.sum(axis=1, keepdims=True)
+        probs[epoch] = softmax(logits, axis=1)
     return RunRecord.from_arrays(probs, labels)
 
 
@@ -48,46 +45,26 @@ def plain_grid(record: RunRecord) -> None:
             (((1 - share) * fused + share * candidate).argmax(axis=1) == labels).mean()
 
 
-def search(machine: Machine, repeats: int, small: bool) -> list[Row]:
-    """Seconds of a search in 200 epochs of 5,000 samples and 100 classes, in half precision.
-
-    The usual script tries a grid of shares for every epoch in plain numpy, for one pick. The floor
-    reads the probabilities that a pick must see: those of all epochs, or of one window.
-    """
+def search(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
+    """Seconds of a search; the best is to read what a pick must see: all epochs, or a window."""
     shape = (20, 200, 10) if small else (200, 5000, 100)
     record = trajectories(*shape)
-    usual = [s * record.epochs / TRIED for s in measure(lambda: plain_grid(record), 1)[0]]
     searches: dict[str, Callable[[], Fusion]] = {
         "the papers' rule": lambda: knowledge_fusion(record),
         "the papers' rule and grid": lambda: knowledge_fusion(record, grid=GRID),
         "exhaustive, one pick": lambda: exhaustive_fusion(record, max_picks=1),
         "exhaustive": lambda: exhaustive_fusion(record),
     }
-    rows = []
+    tried = measure(lambda: plain_grid(record), small).times
+    usual = {"exhaustive, one pick": [seconds * shape[0] / TRIED for seconds in tried]}
     for name, call in searches.items():
-        seconds, peak, found = measure(call, repeats)
-        assert found is not None
-        result = f"{len(found.picks)} picks, accuracy {accuracy(record, found):.3f}"
-        epochs = shape[0] if "exhaustive" in name else WINDOW
-        floor, bound = machine.seconds(0, 2 * epochs * shape[1] * shape[2] * len(found.picks))
-        rows.append(Row("search", name, "s", Spread.of(seconds),
-                        Spread.of(usual) if name == "exhaustive, one pick" else None, floor, bound,
-                        "CPU, 1 thread, float16 to float64",
-                        f"{result}; peak {peak:.0f} MB"))  # fmt: skip
-    return rows
-
-
-def measure(
-    call: Callable[[], Fusion | None], repeats: int
-) -> tuple[list[float], float, Fusion | None]:
-    """Wall seconds of each call; then peak megabytes, in a pass of its own, for it costs time."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+        times = [seconds for _ in range(repeats) for seconds in measure(call, small).times]
+        tracemalloc.start()  # apart from timing, for it costs time
         found = call()
-        seconds.append(time.perf_counter() - start)
-    tracemalloc.start()
-    call()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return seconds, peak / 1e6, found
+        peak = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        picks, epochs = len(found.picks), shape[0] if "exhaustive" in name else WINDOW
+        best, bound = machine.roofline(0, 2 * epochs * shape[1] * shape[2] * picks)
+        result = f"{picks} picks, accuracy {accuracy(record, found):.3f}; peak {peak:.0f} MB"
+        told = {"best": best, "bound": bound, "note": f"CPU, 1 thread; {result}"}
+        yield row(name, "s", times, usual.get(name, ()), **told)

@@ -1,221 +1,192 @@
-"""Images per second of training, what recording adds, and several runs side by side on a GPU."""
+"""What training costs: images per second, recording, several runs at once, and distillation."""
 
 import math
 import multiprocessing
-import os
-import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from threading import Barrier
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.benchmark import timer
 
-from benchmarks import usual
-from benchmarks.cases import WARM_UP, Case, affordable, cases, load
-from benchmarks.machine import Machine, disk_rate, wait, work
-from benchmarks.measure import Row, Spread
-from fmnlib import RunConfig
+from benchmarks.machine import Machine, measure, work
+from benchmarks.report import Row, row
+from benchmarks.usual import Script, fastest_workers
+from fmnlib import InputError, RunConfig
+from fmnlib import data as datasets
 from fmnlib.data import DataSet
+from fmnlib.distillation import Member, distill, load_network, student_config
 from fmnlib.parallel import World
 from fmnlib.step import Parts, Step, make_optimizer
-from fmnlib.training import build_model, learning_rate, predict, train
+from fmnlib.training import build_model, predict, train
 
-__all__ = ["better_workers", "epoch_seconds", "recording", "side_by_side", "throughput"]
-
-_start: Any = None  # where the processes that run at once meet
-
-USUAL_IMAGES = 25_600
-"""The usual script trains on so many images at most; it only has to show its rate."""
+Case = tuple[str, RunConfig, DataSet, str]
+WARM_UP = 2  # epochs that are not timed: kernels are chosen, graphs captured, caches filled
+NETWORKS = 4  # of a teacher
+SCORED = {0: "as it trains", 8: "in advance, 8 views of each image"}  # by `teacher_views`
 
 
-def throughput(machine: Machine, repeats: int, small: bool) -> list[Row]:
-    """Training images per second, all that surrounds training included.
+def cases(device: torch.device, small: bool, often: bool = False) -> Iterator[Case]:
+    """Short runs to time, with their data and a word of it; on a CPU one, if timed often."""
+    cuda = device.type == "cuda"
+    part = {"epochs": 12} if cuda else {"epochs": 4, "train_samples": 1000, "eval_samples": 500}
+    half = {"epochs": 10, "train_samples": 25_000, "eval_samples": 5_000}
+    few = {"epochs": 4, "train_samples": 200, "eval_samples": 100} if small else {}
+    found = [
+        ("convnet, digits", "quick", {"epochs": 20}),
+        ("ResNet-8, Fashion-MNIST", "standard", part),
+        ("ResNet-18, CIFAR-100", "paper", half),
+    ]
+    for name, profile, changes in found[: 3 if cuda else 1 if small or often else 2]:
+        config = RunConfig.of_profile(profile, **changes | few)
+        yield name, config, *load(config, device)
 
-    Ours is `train` with every epoch evaluated, recorded, checkpointed and its state saved; the
-    usual script trains and evaluates. The floor is of training alone.
-    """
-    rows = []
-    for case in cases(machine.device, small):
-        config, (data, note) = case.config, load(case.config, machine.device)
-        samples = len(data.labels)
-        few = min(samples, USUAL_IMAGES)
-        workers = better_workers(config, data, few)
-        ours, theirs = [], []
+
+def load(config: RunConfig, device: torch.device) -> tuple[DataSet, str]:
+    """The data of a run, or as many random pixels where they are not at hand; and a word of it."""
+    with suppress(InputError):  # how long a step takes does not depend on what images show
+        return datasets.load(config, device), ""
+    gray = config.dataset == "fashion_mnist"
+    shape, classes = ((1, 28, 28), 10) if gray else ((3, 32, 32), 100)
+    split = [config.train_samples, config.eval_samples or 10_000]
+    with device:
+        images, tested = torch.randint(256, (sum(split), *shape), dtype=torch.uint8).split(split)
+        labels, truth = torch.randint(classes, (sum(split),)).split(split)
+        half, clean = torch.full(shape[:1], 0.5), torch.zeros_like(labels).bool()
+    return DataSet(images, labels, clean, tested, truth, classes, half, half), "random pixels"
+
+
+def throughput(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
+    """Images per second of training, evaluating and, with this library, recording everything."""
+    for name, config, data, note in cases(machine.device, small):
+        workers, samples = fastest_workers(config, data), len(data.labels)
+        ours, usual = [], []
         for _ in range(repeats):
-            ours += [samples / s for s in epoch_seconds(config, data)]
-            timed = usual.epochs(config, data, WARM_UP + 1, workers, samples=few)
-            theirs += [few / s for s in timed[WARM_UP - 1 :]]
-        floor, bound = _floor(machine, case, data)
-        said = f"usual script with {workers} workers"
-        rows.append(
-            Row(
-                "training",
-                case.name,
-                "images/s",
-                Spread.of(ours),
-                Spread.of(theirs),
-                1 / floor,
-                bound,
-                str(machine),
-                f"{said}, {note}" if note else said,
-            )
-        )
-    return rows
+            ours += [samples / seconds for seconds in run_seconds(config, data.device)[1]]
+            script = Script(config, data, workers)
+            usual += [samples / seconds for seconds in measure(script.epoch, small).times]
+        counted = work(build_model(config, data), data.shape, config.batch_size, machine.dtype)
+        seconds, bound = machine.roofline(*counted)
+        note = f"usual script with {workers} workers, {note}".removesuffix(", ")
+        yield row(name, "images/s", ours, usual, best=1 / seconds, bound=bound, note=note)
 
 
-def recording(machine: Machine, repeats: int, small: bool) -> list[Row]:
-    """What evaluation adds to training, and what record, checkpoint and state add to both.
-
-    Each is the ratio of neighbouring measurements, so that drift of the machine cancels.
-    """
-    rows = []
-    for case in affordable(machine.device, small):
-        config, (data, note) = case.config, load(case.config, machine.device)
-        few = min(len(data.labels), USUAL_IMAGES)
-        workers = better_workers(config, data, few)
-        alone, seeing, keeping, usually = [], [], [], []
+def recording(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
+    """What evaluation adds to training, and what record, checkpoint and state add to both."""
+    for name, config, data, note in cases(machine.device, small, often=True):
+        workers = fastest_workers(config, data)
+        evaluated, recorded, usual = [], [], []
         for _ in range(repeats):
-            alone.append(_median(_bare_epochs(config, data, evaluate=False)))
-            seen = _median(_bare_epochs(config, data, evaluate=True))
-            seeing.append(100 * (seen / alone[-1] - 1))
-            keeping.append(100 * (_median(epoch_seconds(config, data)) / seen - 1))
-            with tempfile.TemporaryDirectory() as folder:
-                plain, saved = (
-                    usual.epochs(config, data, WARM_UP + 1, workers, samples=few, save=place)
-                    for place in (None, Path(folder))
-                )
-            usually.append(100 * (min(saved) / min(plain) - 1))
-        model = build_model(config, data)
-        counted = work(model, data.shape, config.batch_size, machine.dtype)
-        seconds = machine.seconds(counted.training, counted.moved)[0] * len(data.labels)
-        scored = counted.forward * len(data.eval_labels) / machine.operations
-        with tempfile.TemporaryDirectory() as folder:
-            written = _bytes_written(model, data) / disk_rate(Path(folder))
-        about = str(machine), f"{len(data.eval_labels):,} images; {note}".removesuffix("; ")
-        rows += [
-            Row(
-                "recording",
-                f"{case.name}: evaluation, over training",
-                "%",
-                Spread.of(seeing),
-                None,
-                100 * scored / seconds,
-                "operations",
-                *about,
-            ),
-            Row(
-                "recording",
-                f"{case.name}: record, checkpoint and state, over both",
-                "%",
-                Spread.of(keeping),
-                Spread.of(usually),
-                100 * written / _median(alone),
-                "bytes to disk",
-                *about,
-            ),
-        ]
-    return rows
+            alone, evaluation = bare_seconds(config, data, small)
+            evaluated.append(100 * evaluation / alone)
+            full = median(run_seconds(config, data.device)[1])
+            recorded.append(100 * (full / (alone + evaluation) - 1))
+            with TemporaryDirectory() as folder:
+                saving = measure(Script(config, data, workers, save=Path(folder)).epoch, small)
+            plain = measure(Script(config, data, workers).epoch, small)
+            usual.append(100 * (saving.median / plain.median - 1))
+        note = f"{len(data.eval_labels):,} images; {note}".removesuffix("; ")
+        yield row(f"{name}: evaluation, over training", "%", evaluated, note=note)
+        kept = f"{name}: record, checkpoint and state, over both"
+        yield row(kept, "%", recorded, usual, note=note)
 
 
-def side_by_side(machine: Machine, repeats: int, small: bool) -> list[Row]:
+def at_once(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
     """Total images per second of 1, 2 and 4 runs at once, each in its own process; on GPUs."""
-    if machine.device.type != "cuda":
-        return []
-    rows = []
-    for case in cases(machine.device, small):
-        note = load(case.config, torch.device("cpu"))[1]
-        for runs in (1, 2, 4):
-            context = multiprocessing.get_context("spawn")
-            start = context.Barrier(runs, timeout=300)
-            with ProcessPoolExecutor(runs, context, _meet_at, (start,)) as pool:
-                rates = list(pool.map(_one_of_many, [case.config] * runs))
-            total = [sum(epoch) for epoch in zip(*rates, strict=True)]
-            what = f"{case.name}, {runs} at once"
-            rows.append(
-                Row("at once", what, "images/s", Spread.of(total), device=str(machine), note=note)
-            )
-    return rows
+    context = multiprocessing.get_context("spawn")
+    for name, config, data, note in cases(machine.device, small):
+        for runs in (1, 2, 4) if machine.device.type == "cuda" else ():
+            with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
+                given = [(config, machine.device, manager.Barrier(runs, timeout=300))] * runs
+                epochs = zip(*pool.map(one_of_many, given), strict=True)
+                rates = [sum(len(data.labels) / each for each in seconds) for seconds in epochs]
+            yield row(f"{name}, {runs} at once", "images/s", rates, note=note)
 
 
-def epoch_seconds(config: RunConfig, data: DataSet) -> list[float]:
-    """Seconds of each epoch of `train`, everything recorded, after those to warm up."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        record = train(config, place, device=data.device.type, data=data, progress=False)
-        return [float(s) for s in record.curves["seconds"][WARM_UP:]]
+def one_of_many(given: tuple[RunConfig, torch.device, Barrier]) -> list[float]:
+    """Seconds of the epochs of a run, which starts when as many others do."""
+    config, device, start = given
+    torch.cuda.set_device(device)
+    start.wait()
+    return run_seconds(config, device)[1]
 
 
-def better_workers(config: RunConfig, data: DataSet, samples: int) -> int:
-    """With how many workers the usual script is fastest."""
-    cores = os.cpu_count() or 1
-    tried = {
-        count: min(usual.epochs(config, data, 2, count, samples=samples))
-        for count in sorted({0, 2, *([cores // 2] if cores > 4 else [])})
-    }
-    return min(tried, key=tried.__getitem__)
+def distillation(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
+    """Seconds of a student over those of a plain run of the same length, with augmentation."""
+    for name, config, data, missing in cases(machine.device, small, often=True):
+        if missing:  # students load their data themselves
+            continue
+        config = replace(config, augment="crop" if config.augment == "none" else config.augment)
+        length = RunConfig.of_profile("paper" if config.model == "resnet18" else "quick").epochs
+        rounds = (student_ratios(config, length, data, small) for _ in range(repeats))
+        *ours, usual = zip(*rounds, strict=True)
+        for when, ratios in zip(SCORED.values(), ours, strict=True):
+            what = f"{name}, teacher of {NETWORKS} scored {when}"
+            yield row(what, "x a plain run", ratios, usual, note=f"of {length} epochs")
 
 
-def _bare_epochs(config: RunConfig, data: DataSet, evaluate: bool) -> list[float]:
-    """Seconds of epochs that take the same steps as `train` and write nothing."""
-    model = build_model(config, data)
+def student_ratios(config: RunConfig, length: int, data: DataSet, small: bool) -> list[float]:
+    """A student's time over a plain run's, for each of `SCORED` and in the usual script."""
+
+    def whole(run: RunConfig, members: Sequence[Member] = ()) -> float:
+        start, epochs = run_seconds(run, data.device, members)
+        return start + length * median(epochs)
+
+    with TemporaryDirectory() as folder:
+        train(config, Path(folder), device=str(data.device), progress=False)
+        epochs = np.linspace(0, config.epochs - 1, NETWORKS, dtype=int).tolist()
+        members = [Member(config, Path(folder), epoch, 1 / NETWORKS) for epoch in epochs]
+        plain = whole(config)
+        runs = [student_config(config, "kf", members, teacher_views=views) for views in SCORED]
+        ours = [whole(run, members) / plain for run in runs]
+        teacher = [(load_network(member, data), member.weight) for member in members]
+    workers = fastest_workers(config, data)
+    scripts = [Script(config, data, workers, nets) for nets in (teacher, [])]
+    taught, alone = (measure(script.epoch, small).median for script in scripts)
+    return [*ours, taught / alone]
+
+
+def run_seconds(
+    config: RunConfig, device: torch.device, members: Sequence[Member] = ()
+) -> tuple[float, list[float]]:
+    """Seconds that a run, or a student of `members`, takes to start, and for each warm epoch."""
+    # Training keeps its own clock, and waits until the GPU is done with the last epoch but one.
+    options: dict[str, Any] = {"device": str(device), "progress": False}
+    with TemporaryDirectory() as folder:
+        begun = timer()
+        if members:
+            record = distill(config, members, Path(folder), **options)
+        else:
+            record = train(config, Path(folder), data=load(config, device)[0], **options)
+        total, seconds = timer() - begun, record.curves["seconds"].tolist()
+    return total - sum(seconds), seconds[WARM_UP:]
+
+
+def bare_seconds(config: RunConfig, data: DataSet, small: bool) -> tuple[float, float]:
+    """Seconds of the steps of an epoch of `train`, and of its evaluation."""
+    model, labels = build_model(config, data), data.labels
     parts = Parts(model, make_optimizer(config, model), model)
+    each = partial(F.cross_entropy, reduction="none")
+    step = Step(config, data, parts, lambda x, b: each(x, labels[b.index]), World(), graphs=True)
 
-    def criterion(logits: Tensor, _: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(logits, data.labels[index], reduction="none")
+    def epoch() -> None:
+        step.begin(0)
+        order = torch.randperm(len(labels), device=data.device)
+        batches = order.tensor_split(math.ceil(len(order) / config.batch_size))
+        for batch in data.batches(batches, config.augment, 0):
+            step(batch, config.lr)
 
-    step = Step(config, data, parts, criterion, World(), graphs=True)
-    seconds = []
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        for epoch in range(config.epochs):
-            wait(data.device)
-            start = time.perf_counter()
-            _bare_epoch(step, epoch)
-            if evaluate:
-                predict(model, data, data.eval_images, config.precision)
-            wait(data.device)
-            seconds.append(time.perf_counter() - start)
-    return seconds[WARM_UP:]
-
-
-def _bare_epoch(step: Step, epoch: int) -> None:
-    config, data = step.config, step.data
-    order = torch.randperm(len(data.labels), device=data.device)
-    batches = order.tensor_split(math.ceil(len(order) / config.batch_size))
-    step.parts.model.train()
-    views = data.views(batches, config.augment, epoch)
-    for number, (index, images) in enumerate(zip(batches, views, strict=True)):
-        done = (epoch + number / len(batches)) / config.epochs
-        step(images, index, learning_rate(config, done))
-
-
-def _meet_at(barrier: Any) -> None:
-    """Give a process the barrier at which all start."""
-    global _start
-    _start = barrier
-
-
-def _one_of_many(config: RunConfig) -> list[float]:
-    """Images per second of each epoch, while as many other processes train."""
-    data, _ = load(config, torch.device("cuda"))
-    _start.wait()
-    return [len(data.labels) / seconds for seconds in epoch_seconds(config, data)]
-
-
-def _floor(machine: Machine, case: Case, data: DataSet) -> tuple[float, str]:
-    """Least seconds of training for one image, and what bounds them."""
-    model = build_model(case.config, data)
-    counted = work(model, data.shape, case.config.batch_size, machine.dtype)
-    return machine.seconds(counted.training, counted.moved)
-
-
-def _bytes_written(model: nn.Module, data: DataSet) -> int:
-    """Of an epoch: probabilities in half precision; weights, and again with momentum as state."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return 2 * len(data.eval_labels) * data.classes + 3 * weights
-
-
-def _median(values: list[float]) -> float:
-    return Spread.of(values).median
+        epoch()  # once more to warm up
+        alone = measure(epoch, small).median
+        scored = measure(lambda: predict(model, data, data.eval_images, config.precision), small)
+    return alone, scored.median

@@ -1,145 +1,115 @@
 """Training as scripts usually do it, to compare with; nothing here is made slow on purpose.
 
-A `Dataset` of PIL images with torchvision's transforms, a `DataLoader`, float32, loss and accuracy
-by `.item()` at every step, an evaluation after every epoch; on request `torch.save` of network and
-optimiser and `np.save` of the probabilities.
+PIL images with torchvision's transforms, a `DataLoader`, float32, loss and accuracy by `.item()`
+at every step, an evaluation after every epoch; on request `torch.save` and `np.save`.
 """
 
-import time
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.machine import measure
 from fmnlib import RunConfig
 from fmnlib.data import DataSet
 from fmnlib.training import build_model
 
-__all__ = ["epochs"]
+TEMPERATURE, SOFT_SHARE = 2.0, 0.9  # of the loss by which a student learns from its teacher
 
 
 class Images(Dataset[tuple[Tensor, int]]):
     """Images in memory as torchvision's own data sets keep them."""
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: transforms.Compose) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, steps: Sequence[Any]) -> None:
         self.data = images.cpu().permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()
-        self.targets, self.transform = labels.tolist(), transform
+        self.targets, self.transform = labels.tolist(), transforms.Compose(steps)
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.data[index])), self.targets[index]
 
 
-def epochs(
-    config: RunConfig,
-    data: DataSet,
-    count: int,
-    workers: int,
-    *,
-    samples: int | None = None,
-    teacher: Sequence[tuple[nn.Module, float]] = (),
-    save: Path | None = None,
-) -> list[float]:
-    """Seconds of each epoch of training and evaluation.
+@dataclass
+class Script:
+    """The usual script of a run; it may learn from weighted networks, and save each epoch."""
 
-    Args:
-        config: What to train.
-        data: Where the images come from.
-        count: How many epochs.
-        workers: Of each `DataLoader`.
-        samples: Train on so many images only, and evaluate on as large a share.
-        teacher: Networks, with their weights, whose mean prediction is learned as well.
-        save: Folder for checkpoints and probabilities, if they are wanted.
-    """
-    samples = samples or len(data.labels)
-    evaluated = max(1, round(len(data.eval_labels) * samples / len(data.labels)))
-    usual = [
-        transforms.ToTensor(),
-        transforms.Normalize(data.mean.tolist(), data.std.tolist()),
-    ]
-    side, pinned = data.shape[-1], data.device.type == "cuda"
-    moves = {
-        "none": [],
-        "crop": [transforms.RandomCrop(side, padding=side // 8)],
-        "crop_flip": [
-            transforms.RandomCrop(side, padding=side // 8),
-            transforms.RandomHorizontalFlip(),
-        ],
-    }[config.augment]
-    train_set = Images(
-        data.images[:samples], data.labels[:samples], transforms.Compose([*moves, *usual])
-    )
-    test_set = Images(
-        data.eval_images[:evaluated], data.eval_labels[:evaluated], transforms.Compose(usual)
-    )
-    train_loader = DataLoader(
-        train_set, config.batch_size, shuffle=True, num_workers=workers, pin_memory=pinned
-    )
-    test_loader = DataLoader(test_set, config.batch_size, num_workers=workers, pin_memory=pinned)
-    model = build_model(config, data).to(memory_format=torch.contiguous_format)
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.lr, config.momentum, 0, config.weight_decay, nesterov=True
-    )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
-    seconds = []
-    for epoch in range(count):
-        start = time.perf_counter()
-        _train(model, train_loader, optimizer, data.device, teacher, config)
-        _, probs = _evaluate(model, test_loader, data.device)
-        scheduler.step()
-        if save is not None:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state, save / f"{epoch}.pt")
-            np.save(save / f"{epoch}.npy", probs)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    config: RunConfig
+    data: DataSet
+    workers: int = 0
+    teacher: Sequence[tuple[nn.Module, float]] = ()
+    save: Path | None = None
 
+    def __post_init__(self) -> None:
+        config, data, side = self.config, self.data, self.data.shape[-1]
+        mean, std = data.mean.tolist(), data.std.tolist()
+        plain = [transforms.ToTensor(), transforms.Normalize(mean, std)]
+        crop, flip = transforms.RandomCrop(side, side // 8), transforms.RandomHorizontalFlip()
+        moves = {"none": [], "crop": [crop], "crop_flip": [crop, flip]}[config.augment]
+        shown = Images(data.images, data.labels, moves + plain)
+        tested = Images(data.eval_images, data.eval_labels, plain)
+        told: dict[str, Any] = {"num_workers": self.workers}
+        told["pin_memory"] = data.device.type == "cuda"
+        self.train_loader = DataLoader(shown, config.batch_size, shuffle=True, **told)
+        self.test_loader = DataLoader(tested, config.batch_size, **told)
+        self.model = build_model(config, data).to(memory_format=torch.contiguous_format)
+        told = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, nesterov=True, **told)
+        self.scheduler = CosineAnnealingLR(self.optimizer, config.epochs)
 
-def _train(
-    model: nn.Module,
-    loader: DataLoader[tuple[Tensor, int]],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    teacher: Sequence[tuple[nn.Module, float]],
-    config: RunConfig,
-) -> tuple[float, float]:
-    model.train()
-    total_loss, correct, temperature = 0.0, 0, config.temperature
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        optimizer.zero_grad()
-        logits = model(images)
+    def epoch(self) -> None:
+        """Train on all images, evaluate, and save if that is wanted."""
+        self._pass(self.train_loader)
+        with torch.no_grad():
+            probs = np.concatenate(self._pass(self.test_loader))
+        if self.save is not None:
+            path = self.save / f"{self.scheduler.last_epoch}.pt"
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, path)
+            np.save(path.with_suffix(".npy"), probs)
+        self.scheduler.step()
+
+    def _pass(self, loader: DataLoader[tuple[Tensor, int]]) -> list[np.ndarray]:
+        """Go through all images once; their probabilities, where nothing is learned."""
+        self.model.train(training := torch.is_grad_enabled())
+        total, right, probs = 0.0, 0.0, []
+        for images, labels in loader:
+            images, labels = images.to(self.data.device), labels.to(self.data.device)
+            logits = self.model(images)
+            right += (logits.argmax(1) == labels).sum().item()
+            if not training:
+                probs.append(logits.softmax(1).cpu().numpy())
+                continue
+            loss = self._loss(images, logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(labels)
+        return probs
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels)
-        if teacher:
-            with torch.no_grad():
-                probs = sum(weight * net(images).softmax(1) for net, weight in teacher)
-                soft = (probs.clamp_min(1e-12).log() / temperature).softmax(1)
-            soft_loss = temperature**2 * F.cross_entropy(logits / temperature, soft)
-            loss = config.soft_share * soft_loss + (1 - config.soft_share) * loss
-        loss.backward()
-        optimizer.step()
-        total_loss += loss.item() * len(labels)
-        correct += (logits.argmax(1) == labels).sum().item()
-    return total_loss / len(loader.dataset), correct / len(loader.dataset)
+        if not self.teacher:
+            return loss
+        with torch.no_grad():
+            probs = sum(weight * net(images).softmax(1) for net, weight in self.teacher)
+            soft = (probs.clamp_min(1e-12).log() / TEMPERATURE).softmax(1)
+        soft_loss = TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, soft)
+        return SOFT_SHARE * soft_loss + (1 - SOFT_SHARE) * loss
 
 
-@torch.no_grad()
-def _evaluate(
-    model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device: torch.device
-) -> tuple[float, np.ndarray]:
-    model.eval()
-    correct, probs = 0, []
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        logits = model(images)
-        correct += (logits.argmax(1) == labels).sum().item()
-        probs.append(logits.softmax(1).cpu().numpy())
-    return correct / len(loader.dataset), np.concatenate(probs)
+def fastest_workers(config: RunConfig, data: DataSet) -> int:
+    """With how many workers the script is fastest."""
+    tried = {0, 2, (os.cpu_count() or 1) // 2}
+    return min(tried, key=lambda n: measure(Script(config, data, n).epoch, once=True).median)

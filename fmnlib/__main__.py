@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -26,6 +27,10 @@ app = App(
     version=__version__,
     help="Measure what a network forgets while it trains, fuse it back, distil it into one.",
     suppress_keyboard_interrupt=False,
+    # The settings of students are options of `fmn distill`.
+    default_parameter=Parameter(
+        consume_multiple=True, negative_iterable="", parse=re.compile(r"^(?!student$)")
+    ),
 )
 Flags = Annotated[RunConfig, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
@@ -310,10 +315,10 @@ def main() -> None:
         if not _of_gpu(error):
             raise
         first = str(error).partition("\n")[0]
-        print(f"fmn: the GPU failed ({first}); the same command goes on", file=sys.stderr)
+        print(f"fmn: the GPU failed ({first}); the same command resumes it", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("fmn: stopped; the same command again, and a run goes on", file=sys.stderr)
+        print("fmn: stopped; the same command again resumes a run", file=sys.stderr)
         sys.exit(130)
 
 

@@ -25,6 +25,9 @@ from fmnlib.config import InputError
 IN_MEMORY = 2**30
 """Most bytes of images that are held in memory; more are read from their files in each pass."""
 
+FEW = 500
+"""Images that are loaded without worker processes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -62,8 +65,8 @@ class Preprocessing:
         from torchvision.transforms import v2
 
         colour = v2.RGB() if len(self.mean) == 3 else v2.Grayscale()
-        steps = [v2.PILToTensor(), v2.Resize(self.shorter, antialias=True)]
-        return v2.Compose([colour, *steps, v2.CenterCrop(self.size)])
+        cut = v2.Resize(self.shorter), v2.CenterCrop(self.size)
+        return v2.Compose([colour, *cut, v2.PILToTensor()])
 
     def normalize(
         self, images: UInt8[Tensor, "n channels side side"]
@@ -119,6 +122,8 @@ class ImageFiles:
 
     def load(self) -> Tensor:
         """All images, uint8 `[samples, channels, size, size]`."""
+        if len(self) <= FEW and self.workers is None:  # processes take longer to start
+            return dataclasses.replace(self, workers=0).load()
         images = torch.empty(self.shape, dtype=torch.uint8)
         batches = torch.arange(len(self)).split(64)
         with tqdm(desc=f"reading {self.root.name}", total=len(self), unit="image") as bar:
@@ -127,7 +132,7 @@ class ImageFiles:
                 bar.update(len(index))
         return images
 
-    def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
         """Batches of images in order, uint8 `[batch, channels, size, size]`, some read ahead.
 
         The worker processes start with the first pass and wait for the next one; there is one
@@ -250,7 +255,7 @@ def _usual_workers() -> int:
 class _Batches:
     """The batches of the current pass, for a loader that outlives it."""
 
-    batches: Iterable[Tensor] = ()
+    batches: Iterable[Tensor | np.ndarray] = ()
 
     def __iter__(self) -> Iterator[list[int]]:
         return (batch.tolist() for batch in self.batches)
@@ -268,16 +273,18 @@ class _Decoder(Dataset[Any]):
         """The batch; or, as an error that a process raises has many lines, what is wrong."""
         from PIL import Image
 
+        bombs = Image.DecompressionBombWarning, Image.DecompressionBombError
         images = []
         for name in self.files[index].tolist():
             path = self.root / os.fsdecode(name)
             try:
                 with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of palettes with transparency
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(path) as image:
                         images.append(self.transform(image.convert("RGB")))
-            except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as e:
-                return f"{path} cannot be read as an image ({e}); mend it, or move it away"
+            except (OSError, SyntaxError, ValueError, *bombs) as error:
+                return f"{path} cannot be read as an image ({error}); mend it, or move it away"
         return torch.stack(images)
 
 

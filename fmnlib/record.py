@@ -195,7 +195,7 @@ class RunRecord:
         path = Path(path)
         file = path / "record.npz" if path.is_dir() else path
         if not file.exists() and (path / "config.json").exists():
-            raise InputError(f"{path} is not finished; the same `fmn train` goes on with it")
+            raise InputError(f"{path} is not finished; the same `fmn train` resumes it")
         if not file.exists():
             raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
         try:

@@ -195,7 +195,7 @@ def make_all(
         if isinstance(error, KeyboardInterrupt):
             raise
         told = "a process that trained has ended, killed or out of memory"
-        raise InputError(f"{told}; the same call goes on, with fewer workers") from error
+        raise InputError(f"{told}; the same call resumes it, with fewer workers") from error
 
 
 def _side_by_side(
@@ -222,7 +222,7 @@ def _side_by_side(
 def make(job: Job, place: Path, device: str, progress: bool, deadline: float) -> None:
     """Make one job in its folder."""
     if time.monotonic() > deadline:
-        raise Paused(f"{job.config.id} was not started; the same command goes on")
+        raise Paused(f"{job.config.id} was not started; the same command resumes it")
     if not job.members:
         train(job.config, place, device=device, progress=progress, deadline=deadline)
     elif job.make is distill:

@@ -1,28 +1,35 @@
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from benchmarks import usual
-from benchmarks.machine import Machine, work
-from benchmarks.measure import Row, Spread, table
-from fmnlib import RunConfig
+from benchmarks import training
+from benchmarks.machine import Machine, measure, work
+from benchmarks.report import report, row
+from benchmarks.usual import Script
+from fmnlib import InputError, RunConfig
 from fmnlib.data import load
 from fmnlib.training import build_model
 
 ROOT = Path(__file__).parent.parent
 
 
+def run_benchmarks(*words):
+    command = [sys.executable, "-m", "benchmarks", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
 def test_the_usual_script_learns_the_digits_and_saves_what_it_says(tmp_path):
     config = RunConfig(epochs=6, augment="crop")
     data = load(config)
-    seconds = usual.epochs(config, data, 6, workers=0, save=tmp_path)
-    assert len(seconds) == 6
+    script = Script(config, data, save=tmp_path)
+    for _ in range(6):
+        script.epoch()
     first, last = (np.load(tmp_path / f"{n}.npy") for n in (0, 5))
     labels = data.eval_labels.numpy()
     assert (last.argmax(1) == labels).mean() > 0.95
@@ -36,68 +43,125 @@ def test_the_usual_script_learns_the_digits_and_saves_what_it_says(tmp_path):
 
 def test_the_usual_student_follows_its_teacher(tmp_path):
     """A teacher that is always sure of class 3 makes a student that says 3."""
-    config = dataclasses.replace(RunConfig(epochs=3), soft_share=1.0, temperature=1.0)
+    config = RunConfig(epochs=3)
     data = load(config)
 
     class Three(nn.Module):
         def forward(self, images):
             return torch.zeros(len(images), 10).index_fill_(1, torch.tensor([3]), 20.0)
 
-    usual.epochs(config, data, 2, 0, teacher=[(Three(), 1.0)], save=tmp_path)
+    script = Script(config, data, teacher=[(Three(), 1.0)], save=tmp_path)
+    script.epoch()
+    script.epoch()
     assert (np.load(tmp_path / "1.npy").argmax(1) == 3).all()
 
 
 def test_work_of_a_convolution_by_hand():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten())
     net.append(nn.Linear(4 * 64, 10, bias=False))
-    counted = work(net, (3, 8, 8), 2, torch.bfloat16)
+    operations, moved = work(net, (3, 8, 8), 2, torch.bfloat16)
     conv, linear = 2 * 64 * 4 * 27, 2 * 256 * 10
-    assert counted.forward == conv + linear
-    assert counted.training == 2 * conv + 3 * linear  # the images need no gradient
+    assert operations == 2 * conv + 3 * linear  # the images need no gradient
     weights = 4 * 27 + 256 * 10
-    assert counted.moved == 2 * (256 + 10) * 2 + 7 * weights * 4 / 2
+    assert moved == 2 * (256 + 10) * 2 + 7 * weights * 4 / 2
 
 
 def test_the_slower_of_two_rates_bounds():
     machine = Machine(torch.device("cpu"), torch.float32, operations=100.0, bytes=10.0)
-    assert machine.seconds(50, 1) == (0.5, "operations")
-    assert machine.seconds(50, 20) == (2.0, "bytes")
+    assert machine.roofline(50, 1) == (0.5, "operations")
+    assert machine.roofline(50, 20) == (2.0, "bytes")
+
+
+def test_a_measurement_warms_up_and_keeps_the_threads():
+    threads = []
+    timed = measure(lambda: threads.append(torch.get_num_threads()), once=True)
+    assert len(threads) > len(timed.times) > 0
+    assert set(threads) == {torch.get_num_threads()}
+
+
+def test_a_measurement_waits_for_the_gpu(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(None))
+    timed = measure(lambda: None, once=True)
+    assert len(waits) >= 2 * len(timed.times)
+
+
+def test_random_pixels_stand_in_for_missing_data(monkeypatch):
+    def missing(config, device):
+        raise InputError("no such data")
+
+    monkeypatch.setattr(training.datasets, "load", missing)
+    config = RunConfig.of_profile("standard", train_samples=30, eval_samples=20)
+    data, note = training.load(config, torch.device("cpu"))
+    assert note == "random pixels"
+    assert (data.images.shape, data.eval_images.shape) == ((30, 1, 28, 28), (20, 1, 28, 28))
+    assert len(data.labels) == 30
+    assert len(data.eval_labels) == 20
+
+
+def test_runs_keep_the_index_of_their_device(monkeypatch):
+    seen = []
+
+    def train(config, folder, *, device, data, progress):
+        seen.append(device)
+        raise InputError("no GPU here")
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "load", lambda config, device: (None, ""))
+    with pytest.raises(InputError):
+        training.run_seconds(RunConfig(), torch.device("cuda", 1))
+    assert seen == ["cuda:1"]
 
 
 def test_a_table_says_how_many_times_better():
-    spread = Spread.of([20.0, 10.0, 30.0])
-    rate = Row("training", "net", "images/s", spread, Spread.of([5.0]), 1234.5, "bytes", "CPU")
-    time = dataclasses.replace(rate, unit="s")
-    share = dataclasses.replace(rate, unit="%", usual=None, floor=None)
-    lines = table([rate, time, share]).splitlines()
-    assert lines[2].startswith("| training | net | images/s | 20 (10 to 30) | 5 | 4.0x | 1,234 |")
-    assert [row.gain for row in (rate, time, share)] == ["4.0x", "0.2x", ""]
-    assert len({line.count("|") for line in lines}) == 1
+    told = {"best": 1234.5, "bound": "bytes", "note": "all"}
+    rate = row("net", "images/s", [20.0, 10.0, 30.0], [5.0], **told)
+    rows = [rate, rate | {"unit": "s"}, row("net", "%", [0.123])]
+    rows = [{"section": "training"} | each for each in rows]
+    about = {"device": "CPU", "threads": 2, "date": "today", "torch": "2", "commit": "abc"}
+    about |= {"dtype": "float32", "operations_per_s": 2e11, "bytes_per_s": 3e10}
+    caption, table, origin = report({"provenance": about, "rows": rows}).split("\n\n")
+    assert caption == "Medians and ranges on CPU, 2 threads."
+    assert table.splitlines()[2:] == [
+        "| training: net (all) | images/s | 20 (10 to 30) | 5 | 4.0× | 1,234 (bytes) |",
+        "| training: net (all) | s | 20 (10 to 30) | 5 | 0.2× | 1,234 (bytes) |",
+        "| training: net | % | 0.123 |  |  |  |",
+    ]
+    assert "0.2 TFLOP/s in float32 and 30 GB/s" in origin
+
+
+def test_the_committed_tables_show_the_committed_numbers():
+    files = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
+    assert files
+    for path in files:
+        assert report(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
 
 
 def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):
     sections = ["training", "recording", "search"]
-    command = [sys.executable, "-m", "benchmarks", *sections, "--small", "--repeats", "1"]
-    done = subprocess.run(
-        [*command, "--device", "cpu", "--out", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    given = ["--small", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)]
+    done = run_benchmarks(*sections, *given)
+    assert done.returncode == 0, done.stderr
     [written] = tmp_path.glob("cpu-*.json")
     numbers = json.loads(written.read_text())
     assert numbers["provenance"]["threads"] >= 1
     assert numbers["provenance"]["operations_per_s"] > 0
     assert str(Path.home()) not in written.read_text()
     assert {row["section"] for row in numbers["rows"]} == set(sections)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(lines) == 1 + len(numbers["rows"])
+    assert done.stdout == written.with_suffix(".md").read_text() == report(numbers)
     assert all(np.isfinite(row["ours"]["median"]) for row in numbers["rows"])
 
 
-def test_an_unknown_section_is_an_error():
-    command = [sys.executable, "-m", "benchmarks", "trainin"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainin"], "no section trainin; choose of training, recording"),
+        (["--repeats", "0"], "repeats is 0; take 1 or more"),
+        (["--device", "tpu9"], "device is 'tpu9', which is not here"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(words, told):
+    done = run_benchmarks(*words)
     assert done.returncode == 2
-    assert "no section trainin; choose of training, recording" in done.stderr
+    assert told in done.stderr.splitlines()[-1]

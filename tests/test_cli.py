@@ -128,7 +128,7 @@ def test_real_images(fmn, real_data, dataset):
         ("train --max-minutes nan", "max_minutes is nan; give a number of minutes"),
         ("train --train-samples 1", "digits gives 1 training samples; take more"),
         ("diagnose nothing --html /tmp", "html is /tmp, a folder; give the name of a file"),
-        ("train --teacher kf", "teacher is 'kf' in a plain run; students: `fmn distill`"),
+        ("train --teacher kf", "Unknown option: --teacher"),
         ("trian", 'Unknown command "trian". Did you mean "train"?'),
         ("diagnose nothing", "no run in .* begins with 'nothing'; `fmn runs` lists them"),
         ("fuse nothing.npz", "nothing.npz does not exist"),
@@ -177,7 +177,7 @@ def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
     small = "--epochs 3 --train-samples 100 --eval-samples 50".split()
     code, out, _ = fmn("train", *small, "--max-minutes", 0)
     assert code == 0
-    assert "paused after 1 of 3 epochs; the same command goes on" in out
+    assert "paused after 1 of 3 epochs; the same command resumes it" in out
     assert fmn("train", *small, "--max-minutes", 0)[0] == 0
     code, out, _ = fmn("train", *small, "--max-minutes", 60, "--json")
     assert code == 0
@@ -186,9 +186,7 @@ def test_a_run_whose_time_is_up_goes_on(fmn, runs_root):
 
 def test_a_run_that_is_not_finished_is_told(fmn):
     fmn("train", *QUICK, "--max-minutes", 0)
-    assert "is not finished; the same `fmn train` goes on with it" in told(
-        fmn, "diagnose", "digits"
-    )
+    assert "is not finished; the same `fmn train` resumes it" in told(fmn, "diagnose", "digits")
 
 
 def test_a_changed_noise_matrix_is_not_taken_for_the_old_one(fmn, tmp_path, runs_root):

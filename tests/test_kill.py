@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, tmp_path, number
 def test_a_damaged_state_is_set_aside_and_costs_one_epoch(tmp_path, damage):
     with pytest.raises(Paused):
         train(CONFIG, tmp_path / "run", device="cpu", progress=False, deadline=0.0)
-    with pytest.raises(Paused, match=r"paused after 2 of 8 epochs; the same command goes on"):
+    with pytest.raises(Paused, match=r"paused after 2 of 8 epochs; the same command resumes it"):
         train(CONFIG, tmp_path / "run", device="cpu", progress=False, deadline=0.0)
     newest = tmp_path / "run" / "state_1.safetensors"
     content = bytearray(newest.read_bytes())
