@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import sys
 import time
 from collections.abc import Mapping
@@ -276,9 +277,10 @@ def book(*, cached: bool = False, update: bool = False, as_json: Json = False) -
         update: Train anew and bring the committed records, outputs and numbers up to date.
         as_json: Print JSON.
     """
-    from fmnlib.paper.book import build
-
-    page = str(build(cached=cached, update=update))
+    builder = Path(__file__).parents[1] / "book" / "build.py"
+    if not builder.exists():
+        raise InputError("there is no book here; run from a clone of the repository")
+    page = str(runpy.run_path(str(builder))["build"](cached=cached, update=update))
     print(json.dumps({"page": page}) if as_json else page)
 
 

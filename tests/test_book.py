@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from book import build as book
 from fmnlib import InputError
-from fmnlib.paper import book
-from fmnlib.paper.book import collect, publish
+from fmnlib.paper.publish import collect, publish
 from fmnlib.record import RunRecord
 
 ROOT = Path(__file__).parent.parent

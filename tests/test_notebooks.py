@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from book.build import execute
 from fmnlib import InputError, RunRecord, runs
-from fmnlib.paper.book import execute
 from fmnlib.training import train
 
 ROOT = Path(__file__).parent.parent

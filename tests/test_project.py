@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from book.build import headline, readme_with
 from fmnlib import InputError
-from fmnlib.paper.book import collect, headline, readme_with
+from fmnlib.paper.publish import collect
 from fmnlib.plots import METHODS
 
 ROOT = Path(__file__).parent.parent

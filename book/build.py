@@ -1,8 +1,7 @@
 """Run the notebooks through papermill into a staging copy, and build the book from it.
 
 The working tree stays as it is, unless `update` asks to bring its records and outputs up to date.
-Numbers that a notebook publishes travel in its own outputs, so that a published number and the
-notebook that shows it can never differ.
+The command is `fmn book`.
 """
 
 import base64
@@ -12,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,11 +21,12 @@ from typing import Any
 from fmnlib import runs
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
+from fmnlib.paper.publish import collect
 from fmnlib.plots import METHODS
 from fmnlib.record import RunRecord
 from fmnlib.stats import Summary, with_error
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
 HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
@@ -155,48 +155,6 @@ def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
             "README.md lacks its marks, <!-- headline --> and <!-- end -->; put them back"
         )
     return f"{before}{start}{headline(summary)}\n{end}{after}"
-
-
-def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
-    """Show where an item's numbers come from, and leave them in the notebook for the book.
-
-    Args:
-        item: Name of the experiment; the notebook's name without its number.
-        summary: Its numbers, as `fmnlib.stats.summarize` gives them.
-        records: The runs that it rests on.
-    """
-    from IPython.display import display
-
-    about = origin(records)
-    text = "Measured on {device} with torch {torch}, commit {commit}: {runs} runs".format(**about)
-    handed = {"item": item, "summary": summary, "origin": about}
-    display({"text/plain": text}, raw=True, metadata={"fmnlib": handed})  # type: ignore[no-untyped-call]
-
-
-def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Commit, day, device, versions, number of runs and seconds of training of some records."""
-
-    def all_of(key: str) -> str:
-        return ", ".join(sorted({str(record.provenance.get(key, "")) for record in records}))
-
-    return {
-        "commit": all_of("commit"),
-        "changed": any(record.provenance["changed"] for record in records),
-        "date": all_of("date"),
-        "device": all_of("device"),
-        "threads": all_of("threads"),
-        "python": all_of("python"),
-        "torch": all_of("torch"),
-        "numpy": all_of("numpy"),
-        "runs": len(records),
-        "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
-    }
-
-
-def collect(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `publish` left in a notebook: item, summary and origin of each call."""
-    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
-    return [o["metadata"]["fmnlib"] for o in outputs if "fmnlib" in o.get("metadata", {})]
 
 
 def render(staging: Path, output: Path) -> Path:

@@ -1,0 +1,53 @@
+"""What a notebook hands to the book: its numbers, and where they came from.
+
+Both travel in the notebook's own outputs, so that a published number and the notebook that shows
+it can never differ.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmnlib.record import RunRecord
+from fmnlib.stats import Summary
+
+
+def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
+    """Show where an item's numbers come from, and leave them in the notebook for the book.
+
+    Args:
+        item: Name of the experiment; the notebook's name without its number.
+        summary: Its numbers, as `fmnlib.stats.summarize` gives them.
+        records: The runs that it rests on.
+    """
+    from IPython.display import display
+
+    about = origin(records)
+    text = "Measured on {device} with torch {torch}, commit {commit}: {runs} runs".format(**about)
+    handed = {"item": item, "summary": summary, "origin": about}
+    display({"text/plain": text}, raw=True, metadata={"fmnlib": handed})  # type: ignore[no-untyped-call]
+
+
+def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Commit, day, device, versions, number of runs and seconds of training of some records."""
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(record.provenance.get(key, "")) for record in records}))
+
+    return {
+        "commit": all_of("commit"),
+        "changed": any(record.provenance["changed"] for record in records),
+        "date": all_of("date"),
+        "device": all_of("device"),
+        "threads": all_of("threads"),
+        "python": all_of("python"),
+        "torch": all_of("torch"),
+        "numpy": all_of("numpy"),
+        "runs": len(records),
+        "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
+    }
+
+
+def collect(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `publish` left in a notebook: item, summary and origin of each call."""
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    return [o["metadata"]["fmnlib"] for o in outputs if "fmnlib" in o.get("metadata", {})]
