@@ -255,8 +255,9 @@ def _take(images: Images, index: np.ndarray) -> Images:
 
 def _subset(available: int, wanted: int, seed: int) -> np.ndarray:
     if wanted > available:
-        given = f"{wanted} samples are wanted of {available}"
-        raise InputError(f"{given}; ask for fewer, or 0 for all")
+        raise InputError(
+            f"{wanted} samples are wanted of {available}; ask for fewer, or 0 for all"
+        )
     if wanted == 0:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).permutation(available)[:wanted])

@@ -5,10 +5,10 @@ afterwards, to batches of bytes. Worker processes decode while the network compu
 """
 
 import dataclasses
-import functools
 import multiprocessing
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Preprocessing:
         return f"{cut}, mean {numbers[0]}, std {numbers[1]}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
     """Labelled images in files, decoded when they are needed.
 
@@ -144,25 +144,26 @@ class ImageFiles:
         Raises:
             InputError: If an image cannot be read, or a process ended.
         """
-        self._loader.sampler.batches = batches
+        loader = _LOADERS[self] if self in _LOADERS else _LOADERS.setdefault(self, self._open())
+        loader.sampler.batches = batches
+        problem = ""
         try:
-            for images in self._loader:
+            for images in loader:
                 if isinstance(images, str):
-                    del self.__dict__["_loader"]  # else the traceback would keep the processes
-                    raise InputError(images)
+                    problem = images
+                    break
                 yield images
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             if "DataLoader worker" not in reason:
                 raise
-            del self.__dict__["_loader"]
             hint = "have scripts call from under `if __name__ == '__main__':`, free memory, or"
-            raise InputError(
-                f"reading images ended: {reason}; {hint} set FMN_WORKERS=0"
-            ) from error
+            problem = f"reading images ended: {reason}; {hint} set FMN_WORKERS=0"
+        if problem:  # here no traceback holds the loader, whose processes then end at once
+            del loader, _LOADERS[self]
+            raise InputError(problem)
 
-    @functools.cached_property
-    def _loader(self) -> Any:
+    def _open(self) -> Any:
         workers = _usual_workers() if self.workers is None else self.workers
         return DataLoader(
             _Decoder(self.root, self.files, self.preprocessing.transform()),
@@ -244,12 +245,16 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _usual_workers() -> int:
     """FMN_WORKERS, or the cores at hand divided among the processes of torchrun."""
-    if given := os.environ.get("FMN_WORKERS"):
-        if not given.isdecimal():
-            raise InputError(f"FMN_WORKERS is {given!r}; make it a count, 0 for this process only")
-        return int(given)
+    if count := os.environ.get("FMN_WORKERS"):
+        if not count.isdecimal():
+            raise InputError(f"FMN_WORKERS is {count!r}; make it a count, 0 for this process only")
+        return int(count)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+# Not attributes of their images: with these in a reference cycle, each process ends after 5 s.
+_LOADERS: weakref.WeakKeyDictionary[ImageFiles, Any] = weakref.WeakKeyDictionary()
 
 
 class _Batches:

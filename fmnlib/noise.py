@@ -171,6 +171,7 @@ def _read_matrix(path: Path, classes: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise InputError(f"noise matrix {path}: {error}; give rows of numbers as CSV") from error
     if matrix.shape != (classes, classes):
-        told = f"noise matrix {path} is {' x '.join(map(str, matrix.shape))}"
-        raise InputError(f"{told}; give {classes} x {classes}, a row for each true class")
+        shape = " x ".join(map(str, matrix.shape))
+        wanted = f"{classes} x {classes}, a row for each true class"
+        raise InputError(f"noise matrix {path} is {shape}; give {wanted}")
     return matrix

@@ -104,7 +104,7 @@ def test_what_the_book_cannot_tell_breaks_the_build(tmp_path, capfd):
 
 def test_workflows_name_no_secret_and_publish_only_what_the_browser_has_seen():
     workflows = {path.stem: path.read_text() for path in (ROOT / ".github").rglob("*.yml")}
-    assert set(workflows) == {"colab", "pages"}
+    assert set(workflows) == {"colab", "pages", "test"}
     assert not any("secrets" in text for text in workflows.values())
     jobs = yaml.safe_load(workflows["pages"])["jobs"]
     steps = [step.get("run", step.get("uses", "")) for step in jobs["build"]["steps"]]

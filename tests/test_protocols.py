@@ -47,10 +47,10 @@ def test_the_networks_of_each_method():
 @pytest.mark.parametrize("make", [snapshot, fge])
 @pytest.mark.parametrize(("epochs", "networks"), [(40, 5), (200, 5), (8, 2), (24, 3)])
 def test_networks_are_taken_where_the_rate_is_lowest(make, epochs, networks):
-    config, found = make(RunConfig(epochs=epochs, lr=1.0), networks)
+    config, weights = make(RunConfig(epochs=epochs, lr=1.0), networks)
     end_of = [learning_rate(config, (epoch + 1 - 1e-6) / epochs) for epoch in range(epochs)]
     at_zero = [epoch for epoch, rate in enumerate(end_of) if rate < 1e-4]
-    assert at_zero == np.flatnonzero(found.weights).tolist()
+    assert at_zero == np.flatnonzero(weights.weights).tolist()
 
 
 def test_rates_with_a_tail():
@@ -68,7 +68,7 @@ def test_rates_with_a_tail():
     assert rates("cyclic_tail", at, cycles=2) == [0.5, quarter, 0.25, 0.5, 0.25]
 
 
-def test_what_does_not_share_out_is_told():
+def test_networks_that_do_not_divide_the_epochs_are_refused():
     with pytest.raises(
         InputError, match="networks is 3; choose a number that divides the 40 epochs"
     ):
@@ -85,9 +85,9 @@ def test_what_does_not_share_out_is_told():
 
 def test_a_tail_keeps_its_own_epochs_alone():
     for make in (fge, swa):
-        config, found = make(SMALL, 2)
+        config, weights = make(SMALL, 2)
         [record] = runs.obtain([config], device="cpu", progress=False)
-        assert record.kept.tolist() == [6, 7] == np.flatnonzero(found.weights).tolist()
+        assert record.kept.tolist() == [6, 7] == np.flatnonzero(weights.weights).tolist()
 
 
 def test_until_the_tail_begins_both_tails_are_one_run():
@@ -109,8 +109,8 @@ def test_ensembles_average_probabilities_and_not_logits():
 
 def test_scores_are_those_of_the_networks_by_hand():
     results = compare_protocols([SMALL], item="x", networks=2, decay=0.5, splits=(3,))
-    found = {result.method: result for result in results}
-    assert {m: r.networks for m, r in found.items()} == {
+    by_method = {result.method: result for result in results}
+    assert {m: r.networks for m, r in by_method.items()} == {
         "snapshot": 2, "fge": 2, "swa": 1, "ema": 1
     }  # fmt: skip
     for method, make in (("snapshot", snapshot), ("fge", fge)):
@@ -118,9 +118,9 @@ def test_scores_are_those_of_the_networks_by_hand():
         [record] = runs.obtain([config])
         test = record.split(3)[1]
         a, b = test.probs.astype(float)  # of the two kept epochs
-        assert found[method].accuracy == ((a + b).argmax(axis=1) == test.labels).mean()
+        assert by_method[method].accuracy == ((a + b).argmax(axis=1) == test.labels).mean()
     [record] = runs.obtain([ema(SMALL, 0.5)[0]])
-    assert found["ema"].accuracy == record.split(3)[1].accuracy[-1]
+    assert by_method["ema"].accuracy == record.split(3)[1].accuracy[-1]
 
 
 def test_swa_is_the_mean_of_the_weights_with_batchnorm_estimated_anew():
@@ -139,16 +139,16 @@ def test_swa_is_the_mean_of_the_weights_with_batchnorm_estimated_anew():
 
 
 def test_students_of_final_networks():
-    crowd = independent_members(SMALL, 2)
-    job = student_of_finals("independent", crowd)
-    assert [(m.config, m.epoch, m.weight) for m in job.members] == [(c, 7, 0.5) for c in crowd]
+    ensemble = independent_members(SMALL, 2)
+    job = student_of_finals("independent", ensemble)
+    assert [(m.config, m.epoch, m.weight) for m in job.members] == [(c, 7, 0.5) for c in ensemble]
     assert dataclasses.replace(job.config, student=None, keep_every=1) == SMALL
     results = compare_students([SMALL], item="x", splits=(0, 1), members=2)
     [student] = runs.obtain([job])
     of_two = {r.split_seed: r.accuracy for r in results if r.method == "student_independent"}
     assert of_two == {s: student.split(s)[1].accuracy[-1] for s in (0, 1)}
     cost = {r.method: r.train_seconds for r in results}
-    both = sum(record.provenance["seconds"] for record in runs.obtain([*crowd, job]))
+    both = sum(record.provenance["seconds"] for record in runs.obtain([*ensemble, job]))
     assert cost["student_independent"] == pytest.approx(both, abs=0.01)
 
 

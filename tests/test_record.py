@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import io
+import json
 import resource
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib.config import StudentConfig
 from fmnlib.record import LOSS_EDGES
 
 EPOCHS, SAMPLES, CLASSES = 6, 40, 3
@@ -242,3 +245,45 @@ def test_a_write_that_fails_keeps_the_old_file(record, tmp_path):
         dataclasses.replace(record, half="val").save(path)
     assert_equal(RunRecord.load(path), record)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_committed_record_loads_and_has_the_name_of_its_run():
+    paths = sorted((Path(__file__).parents[1] / "results").rglob("*.npz"))
+    assert len(paths) >= 314
+    for path in paths:
+        assert RunRecord.load(path).config.id == path.stem
+
+
+def rewritten(path, target, **changes):
+    """A copy of a record's file as another version would have written it."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays["about"]))
+    about["config"] |= changes.pop("config", {})
+    arrays["about"] = np.array(json.dumps(about | changes))
+    np.savez(target, **arrays)
+    return target
+
+
+def test_a_record_of_another_version_loads_or_names_the_version_and_the_field(tmp_path):
+    config = RunConfig(noise="symmetric", noise_rate=0.2, student=StudentConfig(teacher="kf"))
+    record = dataclasses.replace(
+        RunRecord.from_arrays(np.full((1, 2, 2), 0.5), [0, 1]), config=config
+    )
+    record.save(tmp_path / "now.npz")
+    assert RunRecord.load(tmp_path / "now.npz").config == config
+    # Before 0.2 every field was written, a student's and those that are gone since among them.
+    old = {"student": None, "teacher": "kf", "temperature": 2.0, "mixup": 0.0, "epochs": 40}
+    before = rewritten(tmp_path / "now.npz", tmp_path / "old.npz", config=old)
+    assert RunRecord.load(before).config == config
+    mixed = rewritten(tmp_path / "now.npz", tmp_path / "mixed.npz", config={"mixup": 0.2})
+    with pytest.raises(
+        InputError, match=r"by fmnlib 0\.2\.0, this is .*: a run has no setting 'mixup'"
+    ):
+        RunRecord.load(mixed)
+    later = {"version": "9.0", "config": {"shape": 3}}
+    newer = rewritten(tmp_path / "now.npz", tmp_path / "new.npz", **later)
+    with pytest.raises(
+        InputError, match=r"by fmnlib 9\.0, this is .*: a run has no setting 'shape'"
+    ):
+        RunRecord.load(newer)

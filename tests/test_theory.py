@@ -6,11 +6,11 @@ import torch
 
 from fmnlib import InputError, scores
 from fmnlib.paper.theory import (
-    balanced_layers,
+    _balanced_layers,
+    _gradient_path,
     compare_paths,
     early_forget_time,
     forget_time,
-    gradient_path,
     principal_axes,
     separator_path,
     truncated_predictions,
@@ -52,7 +52,7 @@ def pair(problem, *, depth, gain=1.0, lr, steps):
     """The separator's path by brute force, and in closed form; lr is that of the separator."""
     inputs, labels, spectrum, optimum, start = problem
     rate = lr / gain ** (2 * depth - 2) / depth
-    layers = balanced_layers(start, depth=depth, width=WIDTH, gain=gain, seed=1)
+    layers = _balanced_layers(start, depth=depth, width=WIDTH, gain=gain, seed=1)
     closed = separator_path(start, optimum, spectrum, lr=rate, steps=steps, depth=depth, gain=gain)
     return by_autograd(layers, inputs, labels, rate, steps), closed
 
@@ -75,7 +75,7 @@ def test_principal_axes_diagonalise_the_data(problem):
 @pytest.mark.parametrize("gain", [1.0, 1.7])
 def test_balanced_layers_are_isometries_with_the_given_product(problem, depth, gain):
     start = problem[-1]
-    layers = balanced_layers(start, depth=depth, width=WIDTH, gain=gain, seed=2)
+    layers = _balanced_layers(start, depth=depth, width=WIDTH, gain=gain, seed=2)
     product = np.linalg.multi_dot([*layers[::-1]]) if depth > 1 else layers[0]
     np.testing.assert_allclose(product[0], start, atol=1e-12)
     if depth > 1:
@@ -87,17 +87,17 @@ def test_balanced_layers_are_isometries_with_the_given_product(problem, depth, g
 
 def test_layers_that_cannot_be_are_refused(problem):
     with pytest.raises(InputError, match="width 4 and gain 1.0 with 4 features; make both larger"):
-        balanced_layers(problem[-1], depth=2, width=4)
+        _balanced_layers(problem[-1], depth=2, width=4)
     with pytest.raises(InputError, match="the separator does not fit in"):
-        balanced_layers(problem[-1], depth=3, width=WIDTH, gain=0.5)
+        _balanced_layers(problem[-1], depth=3, width=WIDTH, gain=0.5)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_gradient_path_is_that_of_autograd(problem, depth):
     inputs, labels, *_, start = problem
-    layers = balanced_layers(start, depth=depth, width=WIDTH, gain=1.2)
+    layers = _balanced_layers(start, depth=depth, width=WIDTH, gain=1.2)
     before = [layer.copy() for layer in layers]
-    path = gradient_path(layers, inputs, labels, lr=0.07, steps=200)
+    path = _gradient_path(layers, inputs, labels, lr=0.07, steps=200)
     np.testing.assert_allclose(path, by_autograd(before, inputs, labels, 0.07, 200), atol=1e-12)
     for layer, old in zip(layers, before):
         np.testing.assert_array_equal(layer, old)
