@@ -47,10 +47,10 @@ def test_the_networks_of_each_method():
 @pytest.mark.parametrize("make", [snapshot, fge])
 @pytest.mark.parametrize(("epochs", "networks"), [(40, 5), (200, 5), (8, 2), (24, 3)])
 def test_networks_are_taken_where_the_rate_is_lowest(make, epochs, networks):
-    config, weights = make(RunConfig(epochs=epochs, lr=1.0), networks)
+    config, chosen = make(RunConfig(epochs=epochs, lr=1.0), networks)
     end_of = [learning_rate(config, (epoch + 1 - 1e-6) / epochs) for epoch in range(epochs)]
     at_zero = [epoch for epoch, rate in enumerate(end_of) if rate < 1e-4]
-    assert at_zero == np.flatnonzero(weights.weights).tolist()
+    assert at_zero == np.flatnonzero(chosen.weights).tolist()
 
 
 def test_rates_with_a_tail():
@@ -85,9 +85,9 @@ def test_networks_that_do_not_divide_the_epochs_are_refused():
 
 def test_a_tail_keeps_its_own_epochs_alone():
     for make in (fge, swa):
-        config, weights = make(SMALL, 2)
+        config, chosen = make(SMALL, 2)
         [record] = runs.obtain([config], device="cpu", progress=False)
-        assert record.kept.tolist() == [6, 7] == np.flatnonzero(weights.weights).tolist()
+        assert record.kept.tolist() == [6, 7] == np.flatnonzero(chosen.weights).tolist()
 
 
 def test_until_the_tail_begins_both_tails_are_one_run():

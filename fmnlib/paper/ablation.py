@@ -5,19 +5,19 @@ A way of choosing is a function from the validation half of a run to weights ove
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from fmnlib import noise
-from fmnlib.config import InputError, RunConfig
-from fmnlib.fusion import Fusion, around, fuse, refuse_test, share_intervals, single
+from fmnlib.config import InputError
+from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, refuse_test, share_intervals, single
 from fmnlib.record import Result, RunRecord
 from fmnlib.scores import by_class
 from fmnlib.stats import score
 
 Choice = Callable[[RunRecord], Fusion]
-"""A way of choosing, from the validation half to weights over the epochs."""
 
 
 def scored(
@@ -25,7 +25,8 @@ def scored(
     splits: Sequence[int],
     ways: Mapping[str, Choice],
     *,
-    item: str = "ablation",
+    item: str,
+    extra_seconds: float = 0.0,
 ) -> list[Result]:
     """Choose on the validation half of each split, in each way, and score on its test half.
 
@@ -34,24 +35,18 @@ def scored(
         splits: Seeds of the splits.
         ways: Ways of choosing, by name; the name is the method of the result.
         item: Name of the experiment.
+        extra_seconds: Training that every way needs besides the run's own.
     """
     results = []
     for record in records:
-        cost = float(record.provenance["seconds"])
+        cost = extra_seconds + float(record.provenance["seconds"])
         for split in splits:
             val, test = record.split(split)
-            for name, choose in ways.items():
+            for method, choose in ways.items():
                 fusion = choose(val)
-                result = score(
-                    fuse(test, fusion),
-                    test,
-                    item=item,
-                    method=name,
-                    split=split,
-                    networks=fusion.networks,
-                    seconds=cost,
-                )
-                results.append(result)
+                names: dict[str, Any] = {"item": item, "method": method, "split": split}
+                probs, networks = fuse(test, fusion), fusion.networks
+                results.append(score(probs, test, networks=networks, seconds=cost, **names))
     return results
 
 
@@ -67,19 +62,18 @@ def given(change: Callable[[RunRecord], RunRecord], choose: Choice) -> Choice:
 
 
 def always(fusion: Fusion) -> Choice:
-    """The way that takes a fusion found elsewhere, whatever the validation half says."""
+    """The way that takes the same fusion whatever the validation half is."""
     return lambda val: fusion
 
 
 def spaced(val: RunRecord, count: int) -> RunRecord:
-    """The record with some equally spaced epochs alone, the last one among them.
+    """The record with some equally spaced epochs alone, those of `fmnlib.fusion.fixed_jumps`.
 
     >>> record = RunRecord.from_arrays(np.full((6, 1, 2), 0.5), [0])
     >>> spaced(record, 3).kept.tolist()
     [1, 3, 5]
     """
-    kept = _enough(val.kept, count)
-    return val.keep(kept[[(i + 1) * len(kept) // count - 1 for i in range(count)]])
+    return val.keep(np.flatnonzero(fixed_jumps(val, count).weights))
 
 
 def early(val: RunRecord, count: int) -> RunRecord:
@@ -91,12 +85,12 @@ def early(val: RunRecord, count: int) -> RunRecord:
     >>> early(record, 5).kept.tolist()
     [0, 1, 3, 7, 15]
     """
-    kept = _enough(val.kept, count)
-    rows = np.round(np.geomspace(1, len(kept), count)).astype(int) - 1
-    return val.keep(kept[np.maximum(rows, np.arange(count))])
+    _check_count(count, len(val.kept))
+    rows = np.round(np.geomspace(1, len(val.kept), count)).astype(int) - 1
+    return val.keep(val.kept[np.maximum(rows, np.arange(count))])
 
 
-def fewer(val: RunRecord, count: int, seed: int = 0) -> RunRecord:
+def fewer(val: RunRecord, count: int) -> RunRecord:
     """Some samples of a validation half, drawn at random.
 
     >>> record = RunRecord.from_arrays(np.full((2, 9, 2), 0.5), [0] * 9)
@@ -104,28 +98,28 @@ def fewer(val: RunRecord, count: int, seed: int = 0) -> RunRecord:
     4
     """
     refuse_test(val)
-    chosen = _enough(np.random.default_rng(seed).permutation(len(val.labels)), count)[:count]
+    _check_count(count, len(val.labels))
+    chosen = np.random.default_rng(0).permutation(len(val.labels))[:count]
     return val.take(np.sort(chosen), "val")
 
 
-def mislabelled(val: RunRecord, confused_with: Mapping[int, int], seed: int = 0) -> RunRecord:
-    """A validation half whose labels are as wrong as those that its run was trained on.
+def mislabelled(val: RunRecord, confused_with: Mapping[int, int]) -> RunRecord:
+    """A validation half with the label noise of its run: symmetric, asymmetric or none.
 
-    Args:
-        val: The validation half of a run with symmetric, asymmetric or no noise.
-        confused_with: For asymmetric noise, as `fmnlib.data.confused_with` gives it.
-        seed: Draws which labels are flipped.
+    Asymmetric noise takes its map from `fmnlib.noise.confused_with`.
     """
     refuse_test(val)
-    config = _config(val)
+    if val.config is None:
+        raise InputError("this record has no config; use the record of a trained run")
+    config = val.config
     if config.noise == "none":
         return val
     if config.noise == "symmetric":
-        labels, _ = noise.symmetric(val.labels, val.classes, config.noise_rate, seed)
+        labels, _ = noise.symmetric(val.labels, val.classes, config.noise_rate, seed=0)
     elif config.noise == "asymmetric":
-        labels, _ = noise.asymmetric(val.labels, confused_with, config.noise_rate, seed)
+        labels, _ = noise.asymmetric(val.labels, confused_with, config.noise_rate, seed=0)
     else:
-        raise InputError(f"the run's noise is {config.noise}; allow symmetric or asymmetric")
+        raise InputError(f"the run's noise is {config.noise}; choose symmetric or asymmetric")
     return dataclasses.replace(val, labels=labels)
 
 
@@ -175,13 +169,6 @@ def class_accuracy(
     return np.mean(rows, axis=0)
 
 
-def _config(record: RunRecord) -> RunConfig:
-    if record.config is None:
-        raise InputError("this record has no config; give the record of a trained run")
-    return record.config
-
-
-def _enough(values: np.ndarray, count: int) -> np.ndarray:
-    if not 1 <= count <= len(values):
-        raise InputError(f"{count} of {len(values)} are wanted; allow 1 to {len(values)}")
-    return values
+def _check_count(count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise InputError(f"count is {count}; choose one from 1 to {most}")

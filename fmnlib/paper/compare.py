@@ -13,32 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from fmnlib import fusion as methods
 from fmnlib import runs
 from fmnlib.config import TAIL, InputError, RunConfig
 from fmnlib.distillation import Member, student_config
-from fmnlib.fusion import Fusion, fuse, knowledge_fusion, single
+from fmnlib.fusion import (
+    Fusion,
+    early_stopping,
+    fixed_jumps,
+    fuse,
+    horizontal,
+    knowledge_fusion,
+    single,
+)
+from fmnlib.paper.ablation import always, scored
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
 from fmnlib.stats import score
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    """One run on one split, and what was chosen on its validation half."""
-
-    item: str
-    config: RunConfig
-    split: int
-    ensemble: Sequence[RunRecord]
-    fusions: Mapping[str, Fusion]
-    teacher_views: int
-
-    def jobs(self) -> list[Job]:
-        """The networks that have to be made from the fusion."""
-        kf = self.fusions["kf"]
-        student = runs.student(self.config, "kf", kf, teacher_views=self.teacher_views)
-        return [runs.averaged(self.config, "kf", kf), student]
 
 
 def compare(
@@ -47,7 +37,6 @@ def compare(
     item: str,
     splits: Sequence[int] = (0, 1, 2),
     members: int = 3,
-    teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
     """Score single networks, ensembles and students on the runs of these configs.
@@ -60,108 +49,70 @@ def compare(
         item: Name of the experiment, such as label_noise.
         splits: Seeds of the splits.
         members: Size of the independent ensemble.
-        teacher_views: As in `StudentConfig`.
-        fresh: Leave the committed records aside and train.
+        fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]
     records = runs.obtain([config for ensemble in ensembles for config in ensemble], fresh=fresh)
-    cells = []
+    cells, jobs = [], []
     for number, config in enumerate(configs):
         ensemble = records[number * members : (number + 1) * members]
         for split in splits:
-            val, _ = ensemble[0].split(split)
-            cells.append(_Cell(item, config, split, ensemble, one_run_fusions(val), teacher_views))
-    made = runs.obtain([job for cell in cells for job in cell.jobs()], fresh=fresh)
-    pairs = zip(made[::2], made[1::2], strict=True)
-    return [
-        result
-        for cell, (averaged, student) in zip(cells, pairs, strict=True)
-        for result in _score(cell, averaged, student)
-    ]
+            fusions = _fuse_run(ensemble[0].split(split)[0])
+            cells.append((split, ensemble, fusions))
+            jobs.append(runs.averaged(config, "kf", fusions["kf"]))
+            jobs.append(runs.student(config, "kf", fusions["kf"]))
+    merged = iter(runs.obtain(jobs, fresh=fresh))
+    results = []
+    for split, ensemble, fusions in cells:
+        run = ensemble[0]
+        ways = {method: always(fusion) for method, fusion in fusions.items()}
+        results += scored([run], [split], ways, item=item)
+        results.append(_score_independent(ensemble, split, item))
+        for method in ("averaged_kf", "distilled_kf"):
+            one, cost = {method: single}, _seconds(run)
+            results += scored([next(merged)], [split], one, item=item, extra_seconds=cost)
+    return results
 
 
 def independent_members(config: RunConfig, members: int) -> list[RunConfig]:
-    """The config, and its like with other training seeds on the same noisy labels.
+    """The config, and copies with other training seeds on the same noisy labels.
 
-    Seeds are a thousand apart, so that the ensembles of neighbouring seeds share no network. Of
-    the others only the final network is kept.
+    Seeds are a thousand apart, so that the ensembles of neighbouring seeds share no network. The
+    copies keep only the final network.
     """
     seeds = [config.seed + 1000 * number for number in range(1, members)]
     final = dataclasses.replace(config, keep_every=config.epochs)
     return [config, *(dataclasses.replace(final, seed=seed) for seed in seeds)]
 
 
-def one_run_fusions(val: RunRecord) -> dict[str, Fusion]:
+def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
     """The methods that need one run alone, chosen on its validation half."""
     kf = knowledge_fusion(val)
     return {
-        "single": methods.single(val),
-        "early_stopping": methods.early_stopping(val),
-        "horizontal": methods.horizontal(val, kf.networks),
-        "fixed_jumps": methods.fixed_jumps(val, kf.networks),
+        "single": single(val),
+        "early_stopping": early_stopping(val),
+        "horizontal": horizontal(val, kf.networks),
+        "fixed_jumps": fixed_jumps(val, kf.networks),
         "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
 
 
-def _score(cell: _Cell, averaged: RunRecord, student: RunRecord) -> list[Result]:
-    """Every method on the test half, with the networks and the training time that it takes."""
-    test = cell.ensemble[0].split(cell.split)[1]
-    once = seconds(cell.ensemble[0])
-    made = {
-        method: (fuse(test, fusion), fusion.networks, once)
-        for method, fusion in cell.fusions.items()
-    }
-    finals = [fuse(half, methods.single(half)) for half in _test_halves(cell.ensemble, cell.split)]
-    ensemble_seconds = sum(map(seconds, cell.ensemble))
-    made["independent"] = (np.mean(finals, axis=0), len(finals), ensemble_seconds)
-    for method, record in (("averaged_kf", averaged), ("distilled_kf", student)):
-        half = record.split(cell.split)[1]
-        probs = fuse(half, methods.single(half))
-        made[method] = (probs, 1, once + seconds(record))
-    about: dict[str, Any] = {"item": cell.item, "split": cell.split}
-    return [
-        score(probs, test, method=method, networks=networks, seconds=cost, **about)
-        for method, (probs, networks, cost) in made.items()
-    ]
+def _score_independent(ensemble: Sequence[RunRecord], split: int, item: str) -> Result:
+    tests = [record.split(split)[1] for record in ensemble]
+    return score(
+        np.mean([fuse(test, single(test)) for test in tests], axis=0),
+        tests[0],
+        item=item,
+        method="independent",
+        split=split,
+        networks=len(tests),
+        seconds=sum(map(_seconds, ensemble)),
+    )
 
 
-def score_halves(
-    record: RunRecord,
-    weights: Fusion,
-    splits: Sequence[int],
-    *,
-    item: str,
-    method: str,
-    cost: float,
-) -> list[Result]:
-    """Score weights that were fixed beforehand on the test half of each split.
-
-    Args:
-        record: The run, whose config names setting and seed.
-        weights: Weights over its epochs.
-        splits: Seeds of the splits.
-        item: Name of the experiment.
-        method: Name of the method.
-        cost: Seconds of all training that the method needs.
-    """
-    about: dict[str, Any] = {
-        "item": item,
-        "method": method,
-        "networks": weights.networks,
-        "seconds": cost,
-    }
-    halves = {split: record.split(split)[1] for split in splits}
-    return [score(fuse(half, weights), half, split=s, **about) for s, half in halves.items()]
-
-
-def seconds(record: RunRecord) -> float:
-    """How long it took to make a record."""
+def _seconds(record: RunRecord) -> float:
     return float(record.provenance["seconds"])
-
-
-def _test_halves(records: Sequence[RunRecord], split: int) -> list[RunRecord]:
-    return [record.split(split)[1] for record in records]
 
 
 Protocol = tuple[RunConfig, Fusion]
@@ -214,31 +165,31 @@ def compare_protocols(
     splits: Sequence[int] = (0, 1, 2),
     fresh: bool = False,
 ) -> list[Result]:
-    """Score snapshot ensembles, FGE, SWA and EMA in the place of these runs; they select nothing.
+    """Score snapshot ensembles, FGE, SWA and EMA in place of these runs; they select nothing.
 
     Args:
-        configs: One for each setting and seed, as `fmnlib.paper.compare.compare` takes them.
+        configs: One for each setting and seed.
         item: Name of the experiment.
         networks: Networks of a snapshot ensemble, of FGE, and in the mean of SWA.
         decay: Of the moving average, per step.
         splits: Seeds of the splits.
-        fresh: Leave the committed records aside and train.
+        fresh: Ignore the committed records and train.
     """
-    every_protocol = [_protocols(config, networks, decay) for config in configs]
-    protocols = {name: [one[name] for one in every_protocol] for name in _NAMES}
-    every = [config for made in protocols.values() for config, _ in made]
-    records = iter(runs.obtain(every, fresh=fresh))
-    jobs = [runs.averaged(config, "swa", fusion) for config, fusion in protocols["swa"]]
+    protocols = [
+        (method, *protocol)
+        for config in configs
+        for method, protocol in _protocols(config, networks, decay).items()
+    ]
+    records = runs.obtain([config for _, config, _ in protocols], fresh=fresh)
+    jobs = [runs.averaged(c, "swa", fusion) for method, c, fusion in protocols if method == "swa"]
     means = iter(runs.obtain(jobs, fresh=fresh))
     results = []
-    for method, made in protocols.items():
-        for _, fusion in made:
-            record = next(records)
-            cost = seconds(record)
-            if method == "swa":
-                record = next(means)
-                fusion, cost = single(record), cost + seconds(record)
-            results += score_halves(record, fusion, splits, item=item, method=method, cost=cost)
+    for (method, _, fusion), record in zip(protocols, records, strict=True):
+        if method == "swa":
+            way, cost = {method: single}, _seconds(record)
+            results += scored([next(means)], splits, way, item=item, extra_seconds=cost)
+        else:
+            results += scored([record], splits, {method: always(fusion)}, item=item)
     return results
 
 
@@ -248,18 +199,17 @@ def protocol_jobs(
     """The jobs, by name, that `compare_protocols` needs for one config."""
     protocols = _protocols(config, networks, decay)
     jobs = [(name, Job(changed)) for name, (changed, _) in protocols.items()]
-    return [
-        *jobs,
-        ("swa, averaged", runs.averaged(protocols["swa"][0], "swa", protocols["swa"][1])),
-    ]
-
-
-_NAMES = ("snapshot", "fge", "swa", "ema")
+    changed, fusion = protocols["swa"]
+    return [*jobs, ("swa, averaged", runs.averaged(changed, "swa", fusion))]
 
 
 def _protocols(config: RunConfig, networks: int, decay: float) -> dict[str, Protocol]:
-    made = (snapshot(config, networks), fge(config, networks), swa(config, networks))
-    return dict(zip(_NAMES, (*made, ema(config, decay)), strict=True))
+    return {
+        "snapshot": snapshot(config, networks),
+        "fge": fge(config, networks),
+        "swa": swa(config, networks),
+        "ema": ema(config, decay),
+    }
 
 
 def _spaced(config: RunConfig, networks: int) -> Protocol:
@@ -283,8 +233,8 @@ def student_of_finals(name: str, teachers: Sequence[RunConfig]) -> Job:
     >>> student_of_finals("single", [RunConfig()]).members[0].epoch
     39
     """
-    share = 1 / len(teachers)
-    members = tuple(Member(t, runs.folder(t), t.epochs - 1, share) for t in teachers)
+    weight = 1 / len(teachers)
+    members = tuple(Member(t, runs.folder(t), t.epochs - 1, weight) for t in teachers)
     return Job(student_config(teachers[0], name, members), members)
 
 
@@ -302,18 +252,18 @@ def compare_students(
         configs: One for each setting and seed.
         item: Name of the experiment.
         splits: Seeds of the splits.
-        members: Size of the independent ensemble, as in `fmnlib.paper.compare.compare`.
-        fresh: Leave the committed records aside and train.
+        members: Size of the independent ensemble.
+        fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]
     teachers = [("single", ensemble[:1]) for ensemble in ensembles]
     teachers += [("independent", ensemble) for ensemble in ensembles]
-    made = runs.obtain([student_of_finals(*teacher) for teacher in teachers], fresh=fresh)
+    students = runs.obtain([student_of_finals(*teacher) for teacher in teachers], fresh=fresh)
     results = []
-    for (name, ensemble), student in zip(teachers, made, strict=True):
-        cost = sum(map(seconds, [*runs.obtain(ensemble, fresh=fresh), student]))
-        method, final = f"student_{name}", single(student)
-        results += score_halves(student, final, splits, item=item, method=method, cost=cost)
+    for (name, ensemble), student in zip(teachers, students, strict=True):
+        way = {f"student_{name}": single}
+        cost = sum(map(_seconds, runs.obtain(ensemble, fresh=fresh)))
+        results += scored([student], splits, way, item=item, extra_seconds=cost)
     return results
 
 
@@ -332,10 +282,10 @@ def try_losses(
         configs: The runs.
         losses: Fields of `StudentConfig`: temperature, soft_share, teacher_views, init.
         split: Seed of the split.
-        fresh: Leave the committed records aside and train.
+        fresh: Ignore the committed records and train.
 
     Returns:
-        For each loss a list with the accuracy of each run, from 0 to 1.
+        For each loss the accuracy of each run, from 0 to 1.
     """
     jobs = []
     for config, record in zip(configs, runs.obtain(configs, fresh=fresh), strict=True):

@@ -9,12 +9,12 @@ Truncation to leading components then takes the place of training time: the k-th
 linear model is its solution W(k) on the first k components, so that `fmnlib.scores` applies to
 `correct[components, samples]` as it does to `correct[epochs, samples]`.
 
-Does a network forget the same samples as a linear model? `agreement` compares the sets S(k) of
-the one with the sets M(n) of the other row by row, once their rows are matched.
+`agreement` compares the sets S(k) that a linear model forgets with the sets M(n) of a network,
+row by row, once their rows are matched.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,11 +28,7 @@ def principal_axes(
 ) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, "features features"]]:
     """The mean square s_j of the data along each principal axis, descending, and the axes.
 
-    Args:
-        inputs: Data, centred or not.
-
-    Returns:
-        s and a rotation V; the components of the data are `inputs @ V`.
+    The components of the data, centred or not, are `inputs @ axes`.
 
     >>> spectrum, axes = principal_axes(np.array([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]]))
     >>> spectrum.tolist(), abs(axes).tolist()
@@ -61,9 +57,9 @@ def separator_path(
     Args:
         start: w(0) on the principal axes.
         optimum: The least-squares separator on them.
-        spectrum: s, as `principal_axes` gives it.
+        spectrum: s of `principal_axes`.
         lr: Learning rate.
-        steps: Number of steps of gradient descent.
+        steps: Steps of gradient descent.
         depth: Number of layers, L.
         gain: Scale of each layer; it speeds up training by gain^(2L - 2).
 
@@ -76,7 +72,7 @@ def separator_path(
     return remaining * start + (1 - remaining) * optimum
 
 
-def balanced_layers(
+def _balanced_layers(
     separator: Float[np.ndarray, " features"],
     *,
     depth: int,
@@ -84,43 +80,25 @@ def balanced_layers(
     gain: float = 1.0,
     seed: int = 0,
 ) -> list[Float[np.ndarray, "_ _"]]:
-    """Weights W_1 ... W_L, each an isometry times the gain, whose product is a given separator.
-
-    It is what wide random layers come close to, without their scatter: the closed form holds at
-    the start exactly.
-
-    Args:
-        separator: The product W_L ... W_1 to start from.
-        depth: Number of layers.
-        width: Of the hidden layers; more than the number of features.
-        gain: Scale of each layer, large enough that gain^L exceeds the separator's length.
-        seed: Of the rotations.
-
-    Raises:
-        InputError: If no such layers exist.
-
-    >>> layers = balanced_layers(np.array([0.3, 0.4]), depth=2, width=3)
-    >>> np.round(layers[1] @ layers[0], 12).tolist()
-    [[0.3, 0.4]]
-    """
+    """Weights W_1 ... W_L, each an isometry times the gain, whose product is the separator."""
     if depth == 1:
         return [separator[None].copy()]
     share, features = separator / gain**depth, len(separator)
     if width <= features or share @ share > 1:
-        given = f"width {width} and gain {gain} with {features} features"
-        raise InputError(f"{given}; make both larger: the separator does not fit in")
+        size = f"width {width} and gain {gain} with {features} features"
+        raise InputError(f"{size}; make both larger: the separator does not fit in")
     rng = np.random.default_rng(seed)
     first = np.linalg.qr(rng.normal(size=(width, features + 1)))[0]
     last = first @ np.append(share, np.sqrt(1 - share @ share))
     layers = [gain * first[:, :features]]
     for _ in range(depth - 2):
-        turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
-        layers.append(gain * turn)
-        last = turn @ last
+        rotation = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        layers.append(gain * rotation)
+        last = rotation @ last
     return [*layers, gain * last[None]]
 
 
-def gradient_path(
+def _gradient_path(
     layers: Sequence[Float[np.ndarray, "_ _"]],
     inputs: Float[np.ndarray, "samples features"],
     labels: Float[np.ndarray, " samples"],
@@ -128,21 +106,9 @@ def gradient_path(
     lr: float,
     steps: int,
 ) -> Float[np.ndarray, "times features"]:
-    """The separator after each step of gradient descent on a real deep linear network.
-
-    Args:
-        layers: Weights W_1 ... W_L to start from; they are left as they are.
-        inputs: Training data.
-        labels: Targets, one number a sample.
-        lr: Learning rate.
-        steps: Number of steps, each on all of the data.
-
-    >>> gradient_path([np.zeros((1, 1))], np.ones((1, 1)), np.ones(1), lr=0.5, steps=2).tolist()
-    [[0.0], [0.5], [0.75]]
-    """
+    """The separator after each step of full-batch gradient descent on a deep linear network."""
     moment, target = inputs.T @ inputs / len(inputs), labels @ inputs / len(inputs)
-    layers = list(layers)
-    path = []
+    layers, path = list(layers), []
     for _ in range(steps + 1):
         below = [np.eye(inputs.shape[1])]
         for layer in layers:
@@ -167,16 +133,22 @@ def compare_paths(
     depth: int = 1,
     gain: float = 1.0,
 ) -> tuple[Float[np.ndarray, "times features"], Float[np.ndarray, "times features"]]:
-    """The separator's path by gradient descent on a real network, and in closed form.
+    """The separator's path by gradient descent on a real network, and by `separator_path`.
+
+    The layers start as isometries times the gain, which wide random layers come close to: so the
+    closed form holds at the start exactly. Hidden layers have 2 * features + 2 units.
 
     Args:
         start: w(0).
         inputs: Data on their principal axes.
-        labels: Targets.
+        labels: Targets, -1 or 1.
         speed: lr L gain^(2L - 2), the rate at which the product of the layers starts to learn.
-        steps: Number of steps.
-        depth: Number of layers, of twice as many units as there are features, and two.
-        gain: Scale of each layer.
+        steps: Steps of gradient descent, each on all of the data.
+        depth: Number of layers, L.
+        gain: Scale of each layer; gain^L must exceed the length of w(0).
+
+    Raises:
+        InputError: If no such layers exist.
 
     >>> paths = compare_paths(np.ones(1), np.ones((1, 1)), -np.ones(1), speed=0.5, steps=2)
     >>> [path[:, 0].tolist() for path in paths]
@@ -186,9 +158,9 @@ def compare_paths(
     optimum = labels @ inputs / len(inputs) / spectrum
     lr = speed / depth / gain ** (2 * depth - 2)
     width = 2 * len(start) + 2
-    layers = balanced_layers(start, depth=depth, width=width, gain=gain)
+    layers = _balanced_layers(start, depth=depth, width=width, gain=gain)
     closed = separator_path(start, optimum, spectrum, lr=lr, steps=steps, depth=depth, gain=gain)
-    return gradient_path(layers, inputs, labels, lr=lr, steps=steps), closed
+    return _gradient_path(layers, inputs, labels, lr=lr, steps=steps), closed
 
 
 def forget_time(
@@ -239,21 +211,14 @@ def truncated_predictions(
     labels: Int[np.ndarray, " samples"],
     eval_inputs: Float[np.ndarray, "evaluated features"],
     classes: int,
-    *,
-    tolerance: float = 1e-6,
 ) -> Int[np.ndarray, "components evaluated"]:
-    """What the least-squares classifier says when it is cut to its leading components.
+    """Predictions of the least-squares classifier truncated to its leading components.
 
     Row k is the prediction of W(k), the optimum W^opt on the first k principal components of the
     centred training data with a bias; row 0 knows the bias alone, the last row is W^opt. With
     `correct = predictions == labels`, `scores.forgotten_after(correct, k)` is the paper's S(k).
 
-    Args:
-        inputs: Training data.
-        labels: Classes to train on, regressed as 0 and 1.
-        eval_inputs: Data to predict.
-        classes: Number of classes.
-        tolerance: Leave out components whose mean square is below this share of the first one's.
+    Components whose mean square is below 1e-6 of the first one's are left out.
 
     >>> x = np.array([[-2.0, 0.1], [2.0, -0.1], [2.0, 0.1]])
     >>> truncated_predictions(x, np.array([0, 1, 1]), x, 2).tolist()
@@ -261,17 +226,17 @@ def truncated_predictions(
     """
     mean = inputs.mean(axis=0)
     spectrum, axes = principal_axes(inputs - mean)
-    rank = int((spectrum > tolerance * spectrum[0]).sum())
+    rank = int((spectrum > 1e-6 * spectrum[0]).sum())
     spectrum, axes = spectrum[:rank], axes[:, :rank]
     targets = np.eye(classes)[labels]
     bias = targets.mean(axis=0)
     parts = (inputs - mean) @ axes
     optimum = parts.T @ (targets - bias) / len(inputs) / spectrum[:, None]
-    scores = np.tile(bias, (len(eval_inputs), 1))
-    predicted = [scores.argmax(axis=1)]
+    outputs = np.tile(bias, (len(eval_inputs), 1))
+    predicted = [outputs.argmax(axis=1)]
     for part, weights in zip(((eval_inputs - mean) @ axes).T, optimum, strict=True):
-        scores += part[:, None] * weights
-        predicted.append(scores.argmax(axis=1))
+        outputs += part[:, None] * weights
+        predicted.append(outputs.argmax(axis=1))
     return np.array(predicted)
 
 
@@ -280,7 +245,7 @@ class Agreement:
     """How far a linear model and a network forget the same, epoch by epoch of the network.
 
     Attributes:
-        correlation: Of belonging to S(k) and to M(n).
+        correlation: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full.
         share: Of M(n) that is in S(k).
         correlation_by_chance: The same after exchanges of samples.
         share_by_chance: Likewise.
@@ -302,27 +267,32 @@ def agreement(
 ) -> Agreement:
     """Compare S(k) with M(n) for every epoch after which the network forgets enough samples.
 
+    The permutation test exchanges samples within their group alone, in all rows alike. With the
+    true classes as groups, sets that agree only because some classes are forgotten more than
+    others agree as much after the exchange as before.
+
     Args:
-        shallow: Which samples a linear model has right, cut to its first components.
+        shallow: Which samples a linear model has right, truncated to its first components.
         deep: Which samples the network has right after each epoch.
         groups: Samples are exchanged within these; the true classes, say.
         least: Leave out epochs n with fewer samples than this in M(n), but never the first.
         rounds: Number of exchanges.
 
     >>> right = np.array([[False, True], [True, False], [False, False]])
-    >>> found = agreement(right, right, np.array([0, 1]), least=1, rounds=3)
-    >>> found.correlation.tolist(), found.share.tolist()
+    >>> result = agreement(right, right, np.array([0, 1]), least=1, rounds=3)
+    >>> result.correlation.tolist(), result.share.tolist()
     ([1.0], [1.0])
     """
-    target = forgotten_sets(deep)
-    sets = matched(forgotten_sets(shallow), len(target))
+    target = _forgotten_sets(deep)
+    sets = _matched(_forgotten_sets(shallow), len(target))
     enough = max(1, int((target.sum(axis=1) >= least).sum()))
     target, sets = target[:enough], sets[:enough]
+    orders = _shuffled(groups, rounds)
     return Agreement(
-        correlation(sets, target),
-        overlap_share(sets, target),
-        by_chance(correlation, sets, target, groups, rounds),
-        by_chance(overlap_share, sets, target, groups, rounds),
+        _correlation(sets, target),
+        _overlap_share(sets, target),
+        np.array([_correlation(sets[:, order], target) for order in orders]),
+        np.array([_overlap_share(sets[:, order], target) for order in orders]),
     )
 
 
@@ -337,93 +307,48 @@ def p_value(observed: float, chance: Float[np.ndarray, " rounds"]) -> float:
     return float((1 + (chance >= observed).sum()) / (1 + len(chance)))
 
 
-def forgotten_sets(
+def _forgotten_sets(
     correct: Bool[np.ndarray, "rows samples"],
 ) -> Bool[np.ndarray, "rows-1 samples"]:
-    """What is right in some later row and wrong in the last, after each row but the last.
-
-    >>> forgotten_sets(np.array([[True, False], [False, True], [False, False]])).tolist()
-    [[False, True], [False, False]]
-    """
+    """What is right in some later row and wrong in the last, after each row but the last."""
     return np.array([scores.forgotten_after(correct, row) for row in range(len(correct) - 1)])
 
 
-def matched(
+def _matched(
     sets: Bool[np.ndarray, "rows samples"], count: int
 ) -> Bool[np.ndarray, "count samples"]:
-    """The rows k = (n - β) / α for n from 0 to count - 1, so that first and last rows meet.
+    """The rows k = (n - β) / α for n below count, with α and β such that both ends meet.
 
-    The paper matches n = α k + β and does not say how it finds α and β. This choice has nothing
-    to be fitted.
-
-    >>> matched(np.array([[True], [False], [True], [True], [False]]), 3)[:, 0].tolist()
-    [True, True, False]
+    The paper matches n = α k + β and does not report α and β; this choice fits nothing.
     """
     return sets[np.round(np.linspace(0, len(sets) - 1, count)).astype(int)]
 
 
-def correlation(
+def _correlation(
     one: Bool[np.ndarray, "rows samples"], other: Bool[np.ndarray, "rows samples"]
 ) -> Float[np.ndarray, " rows"]:
-    """Pearson's correlation of belonging to the one set and to the other (phi), row by row.
-
-    It is 0 where a set is empty, or holds every sample.
-
-    >>> one = np.array([[True, True, False, False]])
-    >>> correlation(one, one).tolist(), correlation(one, np.array([[True, False] * 2])).tolist()
-    ([1.0], [0.0])
-    """
+    """Pearson's correlation of membership in the two sets (phi), row by row."""
     p, q = one.mean(axis=1), other.mean(axis=1)
     spread = np.sqrt(p * (1 - p) * q * (1 - q))
     excess = (one & other).mean(axis=1) - p * q
     return np.divide(excess, spread, out=np.zeros(len(p)), where=spread > 0)
 
 
-def overlap_share(
+def _overlap_share(
     shallow: Bool[np.ndarray, "rows samples"], deep: Bool[np.ndarray, "rows samples"]
 ) -> Float[np.ndarray, " rows"]:
-    """The part of the deep learner's set that is in the shallow one's; NaN where it is empty.
-
-    >>> overlap_share(np.array([[True, False]]), np.array([[True, True]])).tolist()
-    [0.5]
-    """
-    size = deep.sum(axis=1)
-    both = (shallow & deep).sum(axis=1)
+    """The part of the deep learner's set that is in the shallow one's; NaN where it is empty."""
+    size, both = deep.sum(axis=1), (shallow & deep).sum(axis=1)
     return np.divide(both, size, out=np.full(len(size), np.nan), where=size > 0)
 
 
-def shuffled(
+def _shuffled(
     groups: Int[np.ndarray, " samples"], rounds: int, seed: int = 0
 ) -> Int[np.ndarray, "rounds samples"]:
-    """Orders that exchange samples within their group alone, for a permutation test.
-
-    With the true classes as groups, two sets that agree only because some classes are forgotten
-    more than others agree as much after the shuffle as before.
-
-    >>> sorted(shuffled(np.array([0, 0, 1]), 1)[0, :2].tolist())
-    [0, 1]
-    """
+    """Orders that exchange samples within their group alone."""
     rng = np.random.default_rng(seed)
     place = np.argsort(groups, kind="stable")
     orders = np.empty((rounds, len(groups)), int)
     for order in orders:
         order[place] = np.lexsort((rng.random(len(groups)), groups))
     return orders
-
-
-def by_chance(
-    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    shallow: Bool[np.ndarray, "rows samples"],
-    deep: Bool[np.ndarray, "rows samples"],
-    groups: Int[np.ndarray, " samples"],
-    rounds: int = 1000,
-) -> Float[np.ndarray, "rounds rows"]:
-    """What `correlation` or `overlap_share` gives when samples are exchanged within groups.
-
-    The same exchange is made in all rows, so that the sets stay nested.
-
-    >>> sets = np.array([[True, True, False, False]])
-    >>> by_chance(correlation, sets, sets, np.array([0, 0, 1, 1]), rounds=2).tolist()
-    [[1.0], [1.0]]
-    """
-    return np.array([measure(shallow[:, order], deep) for order in shuffled(groups, rounds)])
