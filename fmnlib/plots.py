@@ -5,10 +5,11 @@ A method has one colour, one marker and one name in the whole book. Colour is ne
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seaborn as sns
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
@@ -35,12 +36,8 @@ BLACK, GREY, BLUE, GREEN, PINK, RED = (
 )  # fmt: skip
 
 LINES: list[tuple[str, LineStyle]] = [
-    (BLACK, "-"),
-    (BLUE, "--"),
-    (RED, "-."),
-    (GREEN, ":"),
-    (PINK, (0, (5, 1, 1, 1, 1, 1))),
-]
+    (BLACK, "-"), (BLUE, "--"), (RED, "-."), (GREEN, ":"), (PINK, (0, (5, 1, 1, 1, 1, 1)))
+]  # fmt: skip
 """Colours with line styles, for curves that are not of methods."""
 
 METHODS = {
@@ -85,10 +82,10 @@ def accuracy_and_retained(
 
     The space between the two is what the final network forgot, F_e.
     """
-    epochs = np.arange(accuracy.shape[1])
     mean, kept = accuracy.mean(axis=0), retained.mean(axis=0)
-    _band(ax, epochs, accuracy, BLUE, "-", "right after epoch $e$")
-    _band(ax, epochs, retained, RED, "--", "… and still right at the end")
+    _band(ax, accuracy, BLUE, "-", "right after epoch $e$")
+    _band(ax, retained, RED, "--", "… and still right at the end")
+    epochs = np.arange(len(mean))
     ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
     widest = int((mean - kept).argmax())
     inside = (widest, (mean[widest] + kept[widest]) / 2)
@@ -102,7 +99,7 @@ def forget_curve(
     ax: Axes, forget: Float[np.ndarray, "runs epochs"], label: str, color: str, style: LineStyle
 ) -> Axes:
     """Forget fraction F_e by epoch: mean over runs, band from least to most."""
-    _band(ax, np.arange(forget.shape[1]), forget, color, style, label)
+    _band(ax, forget, color, style, label)
     return _percent_by_epoch(ax, "forget fraction $F_e$")
 
 
@@ -115,9 +112,7 @@ def loss_balance(
     ax.plot(epochs, noisy, color=RED, ls="--", label="wrong labels")
     ax.plot(epochs, clean - noisy, color=BLACK, ls=":", label="difference")
     ax.axhline(0, color=GREY, lw=0.6)
-    ax.set(xlabel="epoch", ylabel="training points of large loss")
-    ax.legend()
-    return ax
+    return finish(ax, xlabel="epoch", ylabel="training points of large loss")
 
 
 def mark_epochs(ax: Axes, *epochs: int) -> Axes:
@@ -137,9 +132,8 @@ def share_curve(
     ax.plot(share, accuracy, color=BLUE, drawstyle="steps-mid")
     ax.axvline(chosen, color=RED, ls="--", label=f"chosen share, {chosen:.2f}")
     ax.yaxis.set_major_formatter(PERCENT)
-    ax.set(xlabel="share $\\varepsilon$ of the epochs mixed in", ylabel="validation accuracy")
-    ax.legend()
-    return ax
+    xlabel = "share $\\varepsilon$ of the epochs mixed in"
+    return finish(ax, xlabel=xlabel, ylabel="validation accuracy")
 
 
 def weights(ax: Axes, weight: Float[np.ndarray, " epochs"]) -> Axes:
@@ -152,15 +146,8 @@ def weights(ax: Axes, weight: Float[np.ndarray, " epochs"]) -> Axes:
 def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str] | None = None) -> Axes:
     """Accuracy of the methods of one setting, a dot each with its standard error."""
     names = [m for m in METHODS if m in summary] if order is None else list(order)
-    for row, method in enumerate(names):
-        look, numbers = METHODS[method], summary[method]
-        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=look.color,
-                    marker=look.marker, ms=9, capsize=3)  # fmt: skip
-    ax.set_yticks(range(len(names)), [METHODS[method].name for method in names])
-    ax.invert_yaxis()
-    ax.grid(axis="x", alpha=0.4)
-    ax.set_xlabel("test accuracy (%)")
-    return ax
+    rows = [(METHODS[method], summary[method]) for method in names]
+    return _rows(ax, rows, "test accuracy (%)", size=9)
 
 
 def against_networks(
@@ -174,16 +161,29 @@ def against_networks(
         beside = 0.12 * (equal.index(method) - (len(equal) - 1) / 2)
         ax.errorbar(networks[method] + beside, numbers["mean"], yerr=numbers["sem"], ls="", ms=9,
                     color=look.color, marker=look.marker, capsize=3, label=look.name)  # fmt: skip
-    ax.set(xlabel="networks evaluated for one prediction", ylabel="test accuracy (%)")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
+    xlabel = "networks evaluated for one prediction"
+    return finish(ax, outside=True, xlabel=xlabel, ylabel="test accuracy (%)")
 
 
 def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
     """A dot with its standard error for each named row."""
-    for row, numbers in enumerate(rows.values()):
-        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=BLUE, marker="D", capsize=3)
-    ax.set_yticks(range(len(rows)), list(rows))
+    return _rows(ax, [(Look(name, BLUE, "D"), row) for name, row in rows.items()], xlabel)
+
+
+def finish(ax: Axes, *, outside: bool = False, **labels: Any) -> Axes:
+    """Label the axes and add the legend, on the right of the Axes where it is outside."""
+    ax.set(**labels)
+    ax.legend(**({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if outside else {}))
+    return ax
+
+
+def _rows(
+    ax: Axes, rows: Sequence[tuple[Look, Numbers]], xlabel: str, size: float | None = None
+) -> Axes:
+    for row, (look, numbers) in enumerate(rows):
+        ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=look.color,
+                    marker=look.marker, ms=size, capsize=3)  # fmt: skip
+    ax.set_yticks(range(len(rows)), [look.name for look, _ in rows])
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.4)
     ax.set_xlabel(xlabel)
@@ -191,13 +191,9 @@ def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
 
 
 def _band(
-    ax: Axes,
-    epochs: Int[np.ndarray, " epochs"],
-    values: Float[np.ndarray, "runs epochs"],
-    color: str,
-    style: LineStyle,
-    label: str,
+    ax: Axes, values: Float[np.ndarray, "runs epochs"], color: str, style: LineStyle, label: str
 ) -> None:
+    epochs = np.arange(values.shape[1])
     ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=label)
     ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, lw=0)
 
@@ -206,6 +202,4 @@ def _percent_by_epoch(ax: Axes, ylabel: str) -> Axes:
     ax.yaxis.set_major_formatter(PERCENT)
     ax.autoscale()  # anew, since a second curve may be higher than the first
     ax.set_ylim(bottom=0)
-    ax.set(xlabel="epoch", ylabel=ylabel)
-    ax.legend()
-    return ax
+    return finish(ax, xlabel="epoch", ylabel=ylabel)

@@ -11,7 +11,7 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.distillation import load_network, members_of
 from fmnlib.fusion import accuracy, early_stopping, fuse, single, uniform
 from fmnlib.paper import ablation, features
-from fmnlib.paper.features import half_shifts
+from fmnlib.paper.features import _half_shifts
 from fmnlib.stats import calibration_error, nll
 
 TINY = RunConfig(model="mlp", width=0.2, epochs=2, train_samples=120, eval_samples=200)
@@ -107,7 +107,7 @@ def test_class_accuracy_against_counting():
 
 def test_half_shifts_by_hand():
     image = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3)
-    same, up, down, left, right = (view[0, 0] for view in half_shifts(image))
+    same, up, down, left, right = (view[0, 0] for view in _half_shifts(image))
     np.testing.assert_array_equal(same, image[0, 0])
     np.testing.assert_array_equal(up[0], (same[0] + same[1]) / 2)
     np.testing.assert_array_equal(up[2], same[2] / 2)
@@ -124,12 +124,12 @@ def test_views_are_averaged_as_probabilities():
     images = data.load(TINY)
     members = members_of(TINY, runs.folder(TINY), fusion)
     nets = [load_network(member, images) for member in members]
-    said = [
+    expected = [
         net(images.normalize(view)).softmax(1).detach().numpy()
         for net in nets
-        for view in half_shifts(images.eval_images)
+        for view in _half_shifts(images.eval_images)
     ]
-    np.testing.assert_allclose(seen.probs[0], np.mean(said, axis=0), atol=1e-3)
+    np.testing.assert_allclose(seen.probs[0], np.mean(expected, axis=0), atol=1e-3)
     assert seen.epochs == 1
     [again] = runs.obtain([features.viewed(TINY, "uniform", fusion)], progress=False)
     np.testing.assert_array_equal(again.probs, seen.probs)

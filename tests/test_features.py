@@ -1,4 +1,4 @@
-"""fmnlib.paper.features: the last layer, given the features, says what the network says."""
+"""fmnlib.paper.features: the last layer, on the features, predicts what the network does."""
 
 import dataclasses
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fmnlib import InputError, RunConfig, runs
+from fmnlib import RunConfig, runs
 from fmnlib.data import load
 from fmnlib.distillation import Member, load_network
 from fmnlib.paper import features
-from fmnlib.paper.features import learned_features, pixels, predict_truncated
+from fmnlib.paper.features import _last_layer_inputs, pixels
 from fmnlib.paper.theory import truncated_predictions
 from fmnlib.training import build_model, predict
 
@@ -22,11 +22,11 @@ def test_the_last_layer_of_the_features_is_the_network(model):
     config = dataclasses.replace(SMALL, model=model)
     data = load(config)
     net = build_model(config, data)
-    features = learned_features(net, data, data.eval_images)
+    features = _last_layer_inputs(net, data, data.eval_images)
     last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
     again = features @ last.weight.detach().double().numpy().T + last.bias.detach().numpy()
-    said = predict(net, data, data.eval_images).numpy()
-    np.testing.assert_allclose(again, said, atol=1e-4)
+    logits = predict(net, data, data.eval_images).numpy()
+    np.testing.assert_allclose(again, logits, atol=1e-4)
     assert not last._forward_pre_hooks
 
 
@@ -43,7 +43,7 @@ def test_the_record_of_a_networks_features(runs_root):
     assert runs.folder(SMALL).joinpath("record.npz").exists()  # its network was trained first
     data = load(SMALL)
     net = load_network(Member(SMALL, runs.folder(SMALL), 1, 1.0), data)
-    train, evaluated = (learned_features(net, data, x) for x in (data.images, data.eval_images))
+    train, evaluated = (_last_layer_inputs(net, data, x) for x in (data.images, data.eval_images))
     expected = truncated_predictions(train, data.labels.numpy(), evaluated, 10)
     np.testing.assert_array_equal(record.predicted, expected)
     np.testing.assert_array_equal(record.labels, data.eval_labels)
@@ -52,9 +52,3 @@ def test_the_record_of_a_networks_features(runs_root):
     assert record.epochs <= 129
     [again] = runs.obtain([job], device="cpu", progress=False)
     np.testing.assert_array_equal(again.predicted, expected)
-
-
-def test_features_of_two_networks_are_refused(tmp_path):
-    members = [Member(SMALL, tmp_path, epoch, 0.5) for epoch in (0, 1)]
-    with pytest.raises(InputError, match="features are of one network, not of 2"):
-        predict_truncated(SMALL, members, tmp_path / "linear", device="cpu")

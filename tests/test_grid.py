@@ -20,7 +20,7 @@ def tiny(monkeypatch, runs_root):
     return cells("tiny", seeds=[0])
 
 
-def test_the_papers_grid_begins_with_the_most_telling_cells():
+def test_the_papers_grid_begins_with_the_most_informative_cells():
     every = cells("paper")
     assert [cell.config.setting for cell in every[:3]] == ["sym40"] * 3
     assert {cell.config.model for cell in every} == {"resnet18"}
@@ -81,7 +81,7 @@ def test_what_another_machine_published_stays_and_is_not_made_again(
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"cells": '])
-def test_damaged_results_are_told_before_the_work(tiny, tmp_path, content):
+def test_damaged_results_are_refused_before_the_work(tiny, tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"results\.json holds no results .*; move it away"):
         published(tmp_path)
@@ -94,14 +94,14 @@ def test_workers_are_one_or_more(tiny):
         work(tiny, device="cpu", workers=-1)
 
 
-def test_asking_what_is_left_writes_nothing(tiny, tmp_path, monkeypatch, capsys):
+def test_the_status_writes_nothing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grid, "cells", lambda name: tiny)
     words = ["grid", "tiny", "--status", "--json", "--out", str(tmp_path / "new")]
     app(words, result_action="return_value")
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_says_what_is_left(tiny, capsys, monkeypatch):
+def test_the_command_prints_what_is_left(tiny, capsys, monkeypatch):
     monkeypatch.setattr(grid, "cells", lambda name: tiny)
     app(["grid", "tiny", "--status", "--json"], result_action="return_value")
     rows = json.loads(capsys.readouterr().out)

@@ -13,18 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fmnlib import runs
+from fmnlib import fusion, runs
 from fmnlib.config import TAIL, InputError, RunConfig
 from fmnlib.distillation import Member, student_config
-from fmnlib.fusion import (
-    Fusion,
-    early_stopping,
-    fixed_jumps,
-    fuse,
-    horizontal,
-    knowledge_fusion,
-    single,
-)
+from fmnlib.fusion import Fusion, fuse, knowledge_fusion, single
 from fmnlib.paper.ablation import always, scored
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
@@ -65,7 +57,7 @@ def compare(
     results = []
     for split, ensemble, fusions in cells:
         run = ensemble[0]
-        ways = {method: always(fusion) for method, fusion in fusions.items()}
+        ways = {method: always(weights) for method, weights in fusions.items()}
         results += scored([run], [split], ways, item=item)
         results.append(_score_independent(ensemble, split, item))
         for method in ("averaged_kf", "distilled_kf"):
@@ -90,9 +82,9 @@ def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
     kf = knowledge_fusion(val)
     return {
         "single": single(val),
-        "early_stopping": early_stopping(val),
-        "horizontal": horizontal(val, kf.networks),
-        "fixed_jumps": fixed_jumps(val, kf.networks),
+        "early_stopping": fusion.early_stopping(val),
+        "horizontal": fusion.horizontal(val, kf.networks),
+        "fixed_jumps": fusion.fixed_jumps(val, kf.networks),
         "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
@@ -100,15 +92,10 @@ def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
 
 def _score_independent(ensemble: Sequence[RunRecord], split: int, item: str) -> Result:
     tests = [record.split(split)[1] for record in ensemble]
-    return score(
-        np.mean([fuse(test, single(test)) for test in tests], axis=0),
-        tests[0],
-        item=item,
-        method="independent",
-        split=split,
-        networks=len(tests),
-        seconds=sum(map(_seconds, ensemble)),
-    )
+    probs = np.mean([fuse(test, single(test)) for test in tests], axis=0)
+    names: dict[str, Any] = {"item": item, "method": "independent", "split": split}
+    cost = sum(map(_seconds, ensemble))
+    return score(probs, tests[0], networks=len(tests), seconds=cost, **names)
 
 
 def _seconds(record: RunRecord) -> float:
@@ -181,15 +168,15 @@ def compare_protocols(
         for method, protocol in _protocols(config, networks, decay).items()
     ]
     records = runs.obtain([config for _, config, _ in protocols], fresh=fresh)
-    jobs = [runs.averaged(c, "swa", fusion) for method, c, fusion in protocols if method == "swa"]
+    jobs = [runs.averaged(c, "swa", weights) for name, c, weights in protocols if name == "swa"]
     means = iter(runs.obtain(jobs, fresh=fresh))
     results = []
-    for (method, _, fusion), record in zip(protocols, records, strict=True):
+    for (method, _, weights), record in zip(protocols, records, strict=True):
         if method == "swa":
             way, cost = {method: single}, _seconds(record)
             results += scored([next(means)], splits, way, item=item, extra_seconds=cost)
         else:
-            results += scored([record], splits, {method: always(fusion)}, item=item)
+            results += scored([record], splits, {method: always(weights)}, item=item)
     return results
 
 
@@ -199,8 +186,8 @@ def protocol_jobs(
     """The jobs, by name, that `compare_protocols` needs for one config."""
     protocols = _protocols(config, networks, decay)
     jobs = [(name, Job(changed)) for name, (changed, _) in protocols.items()]
-    changed, fusion = protocols["swa"]
-    return [*jobs, ("swa, averaged", runs.averaged(changed, "swa", fusion))]
+    changed, weights = protocols["swa"]
+    return [*jobs, ("swa, averaged", runs.averaged(changed, "swa", weights))]
 
 
 def _protocols(config: RunConfig, networks: int, decay: float) -> dict[str, Protocol]:

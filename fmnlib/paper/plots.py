@@ -11,10 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import NullFormatter
 
-from fmnlib.plots import BLACK, BLUE, GREY, LINES, METHODS, PERCENT, RED, LineStyle, forget_curve
+from fmnlib.plots import (
+    BLACK,
+    BLUE,
+    GREY,
+    LINES,
+    METHODS,
+    PERCENT,
+    RED,
+    LineStyle,
+    finish,
+    forget_curve,
+)  # fmt: skip
 from fmnlib.stats import Numbers
 
-SHAPES = "oD^sv"
+_SQUARE = (0, 256, 0, 256)
+_PALE = ListedColormap(["#dbe2ff", "#ffe3d6"])
 
 
 def against(
@@ -26,22 +38,13 @@ def against(
     style: LineStyle,
     marker: str | None = None,
 ) -> Axes:
-    """A curve of means with their standard errors against the values of one setting.
+    """A curve of means in percent, with their standard errors, against values such as windows.
 
-    Args:
-        ax: Where to draw.
-        values: Such as windows; the horizontal axis.
-        numbers: For each value, "mean" and "sem" in percent.
-        label: Of the curve.
-        color: Of the curve.
-        style: Of the line.
-        marker: Of the means; by the number of curves already there where not given.
+    By default each curve of an Axes has another marker.
     """
-    marker = marker or SHAPES[len(ax.containers) % len(SHAPES)]
     mean, sem = (np.array([n[key] for n in numbers], float) for key in ("mean", "sem"))
-    ax.errorbar(
-        values, mean, yerr=sem, label=label, color=color, ls=style, marker=marker, capsize=2
-    )
+    marker = marker or "oD^sv"[len(ax.containers) % 5]
+    ax.errorbar(values, mean, sem, label=label, color=color, ls=style, marker=marker, capsize=2)
     ax.set_ylabel("test accuracy (%)")
     return ax
 
@@ -51,9 +54,7 @@ def logarithmic(ax: Axes, values: Sequence[float], label: str) -> Axes:
     ax.set_xscale("log")
     ax.set_xticks(values, [f"{value:g}" for value in values])
     ax.minorticks_off()
-    ax.set_xlabel(f"{label}, logarithmic")
-    ax.legend()
-    return ax
+    return finish(ax, xlabel=f"{label}, logarithmic")
 
 
 def forget_curves(
@@ -62,7 +63,6 @@ def forget_curves(
     """Forget fraction by epoch of some variants: mean over runs, bands from least to most."""
     for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
         forget_curve(ax, forget, label, color, style)
-    ax.yaxis.set_major_formatter(PERCENT)
     ax.set_title(title)
     return ax
 
@@ -75,22 +75,11 @@ def lost_by(
     color: str,
     style: LineStyle,
 ) -> Axes:
-    """The share of forgotten samples whose last correct epoch has come, by epoch (AAAI Fig. 3b).
-
-    Args:
-        ax: Where to draw.
-        last_correct: The last correct epoch of each forgotten sample.
-        epochs: Length of the run.
-        label: Of the curve.
-        color: Of the curve.
-        style: Of the line.
-    """
+    """The share of forgotten samples whose last correct epoch has passed (AAAI Fig. 3b)."""
     share = np.bincount(last_correct, minlength=epochs).cumsum() / max(1, len(last_correct))
     ax.step(np.arange(epochs), share, where="post", label=label, color=color, ls=style)
     ax.yaxis.set_major_formatter(PERCENT)
-    ax.set(xlabel="epoch", ylabel="forgotten samples lost for good", ylim=(0, 1.02))
-    ax.legend()
-    return ax
+    return finish(ax, xlabel="epoch", ylabel="forgotten samples lost for good", ylim=(0, 1.02))
 
 
 def plateau(
@@ -103,13 +92,10 @@ def plateau(
     """Accuracy of both halves against the share mixed in, and the shares that are as good."""
     ax.plot(shares, val, color=BLUE, ls="-", label="validation half")
     ax.plot(shares, test, color=RED, ls="--", label="test half")
-    low = min(val.min(), test.min())
-    ax.plot(near, np.full(len(near), low), "|", color=BLACK, ms=7)
+    ax.plot(near, np.full(len(near), min(val.min(), test.min())), "|", color=BLACK, ms=7)
     ax.plot([], [], color=BLACK, lw=6, label="within one standard error")
     ax.yaxis.set_major_formatter(PERCENT)
-    ax.set(xlabel="share of the epochs mixed in", ylabel="accuracy")
-    ax.legend()
-    return ax
+    return finish(ax, xlabel="share of the epochs mixed in", ylabel="accuracy")
 
 
 def reliability(
@@ -127,9 +113,7 @@ def reliability(
     return ax
 
 
-def by_class(
-    ax: Axes, accuracy: Mapping[str, Float[np.ndarray, " classes"]], xlabel: str = "class"
-) -> Axes:
+def by_class(ax: Axes, accuracy: Mapping[str, Float[np.ndarray, " classes"]], xlabel: str) -> Axes:
     """Test accuracy of each class, one marker a method."""
     for number, (method, values) in enumerate(accuracy.items()):
         look = METHODS[method]
@@ -141,10 +125,6 @@ def by_class(
     return ax
 
 
-PALE = ListedColormap(["#dbe2ff", "#ffe3d6"])
-MARKERS = [("o", BLUE), ("^", RED)]
-
-
 def decision_regions(
     ax: Axes,
     predicted: Int[np.ndarray, "side side"],
@@ -153,10 +133,9 @@ def decision_regions(
     flipped: Bool[np.ndarray, " samples"],
 ) -> Axes:
     """Two decision regions, their border, and the training points by label; wrong labels boxed."""
-    extent = (0, 256, 0, 256)
-    ax.imshow(predicted, cmap=PALE, vmin=0, vmax=1, origin="lower", extent=extent)
-    ax.contour(predicted, [0.5], colors=BLACK, linewidths=1.2, extent=extent)
-    for label, (marker, color) in enumerate(MARKERS):
+    ax.imshow(predicted, cmap=_PALE, vmin=0, vmax=1, origin="lower", extent=_SQUARE)
+    ax.contour(predicted, [0.5], colors=BLACK, linewidths=1.2, extent=_SQUARE)
+    for label, (marker, color) in enumerate([("o", BLUE), ("^", RED)]):
         x, y = points[labels == label].T
         ax.plot(x, y, ls="", marker=marker, ms=3, color=color)
     return _plane(mark_points(ax, points[flipped]))
@@ -170,8 +149,7 @@ def mark_points(ax: Axes, points: Float[np.ndarray, "samples 2"]) -> Axes:
 
 def forget_map(ax: Axes, time: Float[np.ndarray, "side side"], epochs: int) -> Axes:
     """The last epoch at which each place was right, where it is wrong at the end; else NaN."""
-    extent = (0, 256, 0, 256)
-    image = ax.imshow(time, cmap="viridis", vmin=0, vmax=epochs, origin="lower", extent=extent)
+    image = ax.imshow(time, cmap="viridis", vmin=0, vmax=epochs, origin="lower", extent=_SQUARE)
     assert ax.figure is not None
     ax.figure.colorbar(image, ax=ax, label="last epoch at which it was right", shrink=0.9)
     return _plane(ax)
@@ -184,18 +162,14 @@ def paths(
     names: Sequence[str],
     every: int,
 ) -> Axes:
-    """Components of a separator by step: closed form as lines, gradient descent as markers.
-
-    The legend stands on the right of the Axes.
-    """
+    """Components of a separator by step: closed form as lines, gradient descent as markers."""
     steps = np.arange(len(closed))
     for column, (name, (color, style)) in enumerate(zip(names, LINES, strict=False)):
         ax.plot(steps, closed[:, column], color=color, ls=style, label=name)
         ax.plot(steps[::every], descended[::every, column], color=color, ls="", marker="o", ms=4)
     ax.plot([], [], color=GREY, ls="", marker="o", ms=4, label="gradient descent")
-    ax.set(xlabel="step of gradient descent", ylabel="component of the separator")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
+    ylabel = "component of the separator"
+    return finish(ax, outside=True, xlabel="step of gradient descent", ylabel=ylabel)
 
 
 def order_of_error(
@@ -204,16 +178,14 @@ def order_of_error(
     order: int,
     xlabel: str,
 ) -> Axes:
-    """Name, scales and errors on logarithmic axes, beside a line of the order that is claimed."""
+    """Name, scales and errors on logarithmic axes, beside a line of the order claimed."""
     for (name, scale, error), (color, _), marker in zip(errors, LINES, "os^Dv", strict=False):
         ax.loglog(scale, error, color=color, ls="", marker=marker, label=name)
     _, scale, error = errors[0]
     guide = error[-1] * (scale / scale[-1]) ** order
     ax.loglog(scale, guide, color=GREY, ls="--", label=f"slope {order}".replace("-", "−"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set(xlabel=xlabel, ylabel="largest relative error")
-    ax.legend()
-    return ax
+    return finish(ax, xlabel=xlabel, ylabel="largest relative error")
 
 
 def trend(
@@ -223,18 +195,12 @@ def trend(
     middle: Float[np.ndarray, " bins"],
     high: Float[np.ndarray, " bins"],
     label: str,
-    look: int = 0,
 ) -> Axes:
     """The middle of each bin with its quartiles, on a logarithmic scale."""
-    color, style = LINES[look]
     spread = np.array([middle - low, high - middle])
-    marker = "os^Dv"[look]
-    ax.errorbar(
-        place, middle, spread, color=color, ls=style, marker=marker, capsize=3, label=label
-    )
+    ax.errorbar(place, middle, spread, color=BLACK, marker="o", capsize=3, label=label)
     ax.set_yscale("log")
-    ax.legend()
-    return ax
+    return finish(ax)
 
 
 def matched_curves(
@@ -250,9 +216,7 @@ def matched_curves(
         ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=name)
         ax.fill_between(epochs, *chance, color=color, alpha=0.15, lw=0, label=f"{name}, by chance")
         ax.plot(epochs, chance.T, color=color, ls=style, lw=0.7)
-    ax.set(xlabel="epoch $n$ of the network", ylabel=ylabel)
-    ax.legend()
-    return ax
+    return finish(ax, xlabel="epoch $n$ of the network", ylabel=ylabel)
 
 
 def _plane(ax: Axes) -> Axes:

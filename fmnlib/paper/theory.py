@@ -157,8 +157,7 @@ def compare_paths(
     spectrum = (inputs**2).mean(axis=0)
     optimum = labels @ inputs / len(inputs) / spectrum
     lr = speed / depth / gain ** (2 * depth - 2)
-    width = 2 * len(start) + 2
-    layers = _balanced_layers(start, depth=depth, width=width, gain=gain)
+    layers = _balanced_layers(start, depth=depth, width=2 * len(start) + 2, gain=gain)
     closed = separator_path(start, optimum, spectrum, lr=lr, steps=steps, depth=depth, gain=gain)
     return _gradient_path(layers, inputs, labels, lr=lr, steps=steps), closed
 
