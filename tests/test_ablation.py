@@ -100,9 +100,9 @@ def test_reliability_adds_up_to_confidence_and_accuracy():
 def test_class_accuracy_against_counting():
     record = make(5)
     halves = [record.split(split)[1] for split in (0, 1)]
-    for label, found in enumerate(ablation.class_accuracy([record], [0, 1], single)):
+    for label, accuracy_of_class in enumerate(ablation.class_accuracy([record], [0, 1], single)):
         each = [half.correct[-1][half.labels == label].mean() for half in halves]
-        assert found == pytest.approx(np.mean(each))
+        assert accuracy_of_class == pytest.approx(np.mean(each))
 
 
 def test_half_shifts_by_hand():
