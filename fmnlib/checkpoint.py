@@ -5,7 +5,6 @@ epoch is all that a killed run needs to go on; the last two are kept. A folder i
 one process's at a time.
 """
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
@@ -51,11 +49,9 @@ def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
 
 
 def to_bfloat16(state: Mapping[str, Tensor], halved: Collection[str]) -> dict[str, Tensor]:
-    """Weights as small as they can be kept without changing what the network predicts.
+    """Weights, those in half precision that `rounded_by_autocast` names.
 
-    Args:
-        state: The weights.
-        halved: Those that are rounded in every pass anyway, as `rounded_by_autocast` names them.
+    They are rounded in every pass anyway, so that the network's predictions stay the same.
     """
     return {k: v.bfloat16() if k in halved else v for k, v in state.items()}
 
@@ -72,7 +68,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read back what `save_tensors` wrote.
+    """Read the tensors that `save_tensors` wrote.
 
     Raises:
         InputError: If the file is missing, truncated, foreign, or its checksum is not right.
@@ -113,7 +109,7 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `snapshot` gave."""
+    """Restore what `snapshot` copied."""
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(under(tensors, "ema."))
@@ -162,8 +158,7 @@ def newest_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
 def clear_states(folder: Path) -> None:
     """Remove the states of a run that is complete."""
     for epoch in (0, 1):
-        with contextlib.suppress(FileNotFoundError):
-            _file(folder, epoch).unlink()
+        _file(folder, epoch).unlink(missing_ok=True)
 
 
 def _file(folder: Path, epoch: int) -> Path:
@@ -172,12 +167,9 @@ def _file(folder: Path, epoch: int) -> Path:
 
 @contextmanager
 def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
-    """Hold a run's folder, made if need be; say so where another process holds it, and wait.
+    """Lock a run's folder, made if need be, for the processes of `world`.
 
-    Args:
-        config: The run.
-        folder: Its folder.
-        world: Processes that hold it together.
+    Where another process holds the lock, print that and wait.
 
     Raises:
         InputError: If the folder is another run's.
@@ -194,7 +186,11 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
         print(f"waiting for another process that trains {config.id}", file=sys.stderr)
         lock.acquire()
     try:
-        _claim(folder, config)
+        file = folder / "config.json"
+        if not file.exists():
+            write_whole(file, json.dumps(config.changes(), indent=1).encode())
+        elif RunConfig.load(file) != config:
+            raise InputError(f"{folder} is the folder of another run; choose another folder")
         for leftover in folder.rglob(".*.part"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
         world.barrier()
@@ -204,9 +200,7 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
 
 
 def check_labels(folder: Path, labels: np.ndarray) -> None:
-    """Refuse to go on, or to answer, with what a run learned from other labels.
-
-    A config names a file of noise or a folder of images, not what is in it.
+    """Check that a run's labels are still those it began with; its config names files alone.
 
     Raises:
         InputError: If the labels are not those that the run began with.
@@ -215,8 +209,8 @@ def check_labels(folder: Path, labels: np.ndarray) -> None:
     if not file.exists():
         write_whole(file, digest.encode())
     elif file.read_text() != digest:
-        other = f"{folder} was trained on other labels than its settings give now"
-        raise InputError(f"{other}; move it away to train anew, or bring the old labels back")
+        problem = f"{folder} was trained on other labels than its settings give now"
+        raise InputError(f"{problem}; move it away to train anew, or bring the old labels back")
 
 
 def load_or_create(config: RunConfig, folder: Path, make: Callable[[], RunRecord]) -> RunRecord:
@@ -225,12 +219,3 @@ def load_or_create(config: RunConfig, folder: Path, make: Callable[[], RunRecord
         if not (folder / "record.npz").exists():
             make().save(folder / "record.npz")
         return RunRecord.load(folder)
-
-
-def _claim(folder: Path, config: RunConfig) -> None:
-    """Make the folder the run's own, or refuse to touch another run's."""
-    file = folder / "config.json"
-    if not file.exists():
-        write_whole(file, json.dumps(config.changes(), indent=1).encode())
-    elif RunConfig.load(file) != config:
-        raise InputError(f"{folder} is the folder of another run; choose another folder")

@@ -21,13 +21,10 @@ class Paused(Exception):
     """A run stopped because its time was up; the same call resumes it after its last epoch."""
 
 
-def _range(
-    default: int | float,
-    low: int | float,
-    high: int | float = math.inf,
-    *,
-    below: int | float = math.inf,
-) -> Any:
+Number = int | float
+
+
+def _range(default: Number, low: Number, high: Number = math.inf, below: Number = math.inf) -> Any:
     """A field for a number with `low <= number <= high` and `number < below`."""
     return dataclasses.field(default=default, metadata={"range": (low, high, below)})
 
@@ -126,24 +123,23 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self)
         if self.warmup >= self.epochs:
-            given = f"warmup is {self.warmup} of {self.epochs} epochs"
-            raise InputError(f"{given}; make warmup less than epochs")
+            problem = f"warmup is {self.warmup} of {self.epochs} epochs"
+            raise InputError(f"{problem}; make warmup less than epochs")
         if 0 < self.resize < self.image_size:
-            given = f"resize is {self.resize} and image_size is {self.image_size}"
-            raise InputError(f"{given}; make resize 0 or at least image_size")
+            problem = f"resize is {self.resize} and image_size is {self.image_size}"
+            raise InputError(f"{problem}; make resize 0 or at least image_size")
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
-            given = f"keep is {self.keep} in a run of {self.epochs} epochs"
-            raise InputError(f"{given}; epochs count from 0 to {self.epochs - 1}")
+            problem = f"keep is {self.keep} in a run of {self.epochs} epochs"
+            raise InputError(f"{problem}; epochs count from 0 to {self.epochs - 1}")
         kind, _, file = self.noise.partition(":")
-        plain = ("none", "symmetric", "asymmetric", "human")
-        if self.noise not in plain and not (kind == "matrix" and file):
+        fixed, drawn = ("none", "human"), ("symmetric", "asymmetric")
+        if self.noise not in (*fixed, *drawn) and not (kind == "matrix" and file):
             allowed = "none, symmetric, asymmetric, human or matrix:FILE.csv"
             raise InputError(f"noise is {self.noise!r}; allowed are {allowed}")
-        drawn = kind in ("symmetric", "asymmetric")
-        if drawn != (self.noise_rate > 0):
-            given = f"noise_rate is {self.noise_rate} with noise={self.noise}"
-            need = "above 0" if drawn else "0, or choose a kind of noise"
-            raise InputError(f"{given}; make it {need}")
+        if (kind in drawn) != (self.noise_rate > 0):
+            problem = f"noise_rate is {self.noise_rate} with noise={self.noise}"
+            remedy = "above 0" if kind in drawn else "0, or choose a kind of noise"
+            raise InputError(f"{problem}; make it {remedy}")
 
     @property
     def tail_epoch(self) -> int:
@@ -220,21 +216,22 @@ class RunConfig:
         It also reads what versions before 0.2 wrote: every field, the student's among the others,
         and fields that are gone since, which have to have their defaults.
         """
-        given = {k: v for k, v in fields.items() if _RETIRED.get(k, _NO_DEFAULT) != v}
+        settings = {k: v for k, v in fields.items() if _RETIRED.get(k, _NO_DEFAULT) != v}
         own = [field.name for field in dataclasses.fields(cls)]
         of_student = [field.name for field in dataclasses.fields(StudentConfig)]
-        flat = {name: given.pop(name) for name in of_student if name in given}
+        flat = {name: settings.pop(name) for name in of_student if name in settings}
         if flat.get("teacher"):
-            given["student"] = flat
+            settings["student"] = flat
         elif changed := {k: v for k, v in flat.items() if v != getattr(StudentConfig, k)}:
             name = next(iter(changed))
             raise InputError(f"{name} is {changed[name]!r} in a plain run; it is of students only")
-        _refuse_unknown(given, own)
-        given |= {k: tuple(v) for k, v in given.items() if isinstance(v, list)}  # JSON's tuples
-        if isinstance(student := given.get("student"), Mapping):
+        _refuse_unknown(settings, own)
+        # JSON has lists for tuples.
+        settings |= {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
+        if isinstance(student := settings.get("student"), Mapping):
             _refuse_unknown(student, of_student)
-            given["student"] = StudentConfig(**student)
-        return cls(**given)
+            settings["student"] = StudentConfig(**student)
+        return cls(**settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,17 +274,9 @@ class CheckpointFiles:
 
 _NO_DEFAULT = object()
 # Fields of versions before 0.2, with their defaults.
-_RETIRED = {
-    "eval_size": 0,
-    "eval_resize": 0,
-    "interpolation": "bilinear",
-    "no_decay": "none",
-    "warmup_factor": 0.01,
-    "lr_min": 0.0,
-    "erase": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-}
+_RETIRED = {"interpolation": "bilinear", "no_decay": "none", "warmup_factor": 0.01} | (
+    dict.fromkeys(("eval_size", "eval_resize", "lr_min", "erase", "mixup", "cutmix"), 0)
+)
 
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
@@ -318,13 +307,11 @@ def _check(config: "RunConfig | StudentConfig") -> None:
             object.__setattr__(config, name, float(value))
         elif kind in (int, float, bool, str) and type(value) is not kind:
             raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-        elif name == "keep" and not (
-            isinstance(value, tuple) and all(type(e) is int for e in value)
-        ):
-            raise InputError(f"keep is {value!r}; give epochs as a list of integers")
-        elif name != "student" and name != "keep" and (choices := get_args(kind)):
-            if value not in choices:
-                raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        elif name == "keep":
+            if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
+                raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+        elif name != "student" and (choices := get_args(kind)) and value not in choices:
+            raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         low, high, below = field.metadata.get("range", (-math.inf, math.inf, math.inf))
         if field.metadata and not (low <= value <= high and value < below):
             allowed = f"from {low} to {high}" if high < math.inf else f"at least {low}"
@@ -337,8 +324,8 @@ def _differing(config: "RunConfig | StudentConfig") -> dict[str, Any]:
     return {k: v for k, v in values.items() if v != getattr(type(config), k)}
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: list[str]) -> None:
-    for key in given:
+def _refuse_unknown(settings: Mapping[str, Any], known: list[str]) -> None:
+    for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"

@@ -6,9 +6,9 @@ but tensors and plain containers (`weights_only=True`).
 
 import argparse
 import glob
-import importlib.util
 import json
 import re
+import runpy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
     """Run the checkpoints on the images, fuse them, write one network, and report its accuracy.
 
     Args:
-        files: What there is, and what to write.
+        files: Checkpoints, images, and the files to write.
         search: Finds the fusion on the validation half.
         split: Seed that draws the halves.
 
@@ -50,10 +50,9 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
     """
-    about = _check(files)
-    preprocessing = Preprocessing(
-        size=files.size, resize=files.resize, mean=files.mean, std=files.std
-    )
+    mixture_file = _check(files)
+    fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
+    preprocessing = Preprocessing(**fields)
     device, paths = training.pick_device(files.device), find_checkpoints(files.checkpoints)
     if split < 0:
         raise InputError(f"the split's seed is {split}; give 0 or more")
@@ -79,42 +78,39 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
                 make, members, data, epochs=files.epochs, lr=files.lr, device=device
             )
         else:
-            shown = train or chosen_on
-            batches = shown.read(torch.arange(len(shown)).split(100))
+            source = train or chosen_on
+            batches = source.read(torch.arange(len(source)).split(100))
             normalized = (preprocessing.normalize(batch.to(device)) for batch in batches)
             network = average_checkpoints(make, members, normalized, device=device)
         write_state(files.output, network.state_dict())
         names = [path.name for path in paths]
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
-        write_whole(about, json.dumps(mixture, indent=1).encode())
+        write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         assert test.index is not None
-        written = record_checkpoints(
-            make(), [files.output], images.take(test.index), device=device
-        )
+        test_images = images.take(test.index)
+        written = record_checkpoints(make(), [files.output], test_images, device=device)
         table = gains(val, test, fusion, {files.network: written.correct[0]})
     size = f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
     report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
     report |= {"images": size} | gain_rows(table)
     report |= picks(fusion, names) | {"networks": fusion.networks}
-    return report | {"written": f"{files.output}, {about}"}
+    return report | {"written": f"{files.output}, {mixture_file}"}
 
 
 def find_checkpoints(pattern: str) -> list[Path]:
-    """The files that match a pattern, in natural order: epoch_2 before epoch_10.
-
-    Networks that `write_state` has written are no checkpoints, and left out.
+    """The files that match a pattern, in natural order, without those of `write_state`.
 
     Raises:
         InputError: If there are fewer than two.
     """
     pattern = str(Path(pattern).expanduser())
-    every = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
-    found = [path for path in every if not _is_ours(path)]
-    if len(found) < 2:
-        told = f"{len(found)} files match {pattern!r}"
-        raise InputError(f"{told}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    return found
+    matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    paths = [path for path in matches if not _is_ours(path)]
+    if len(paths) < 2:
+        count = f"{len(paths)} files match {pattern!r}"
+        raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
+    return paths
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -137,13 +133,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
-    if not isinstance(stored, Mapping) or not all(torch.is_tensor(t) for t in stored.values()):
-        held = (
-            ", ".join(map(str, stored))[:90]
-            if isinstance(stored, Mapping)
-            else type(stored).__name__
-        )
-        raise InputError(f"{path} holds no state_dict but {held}; save model.state_dict()")
+    is_mapping = isinstance(stored, Mapping)
+    if not is_mapping or not all(torch.is_tensor(tensor) for tensor in stored.values()):
+        content = ", ".join(map(str, stored))[:90] if is_mapping else type(stored).__name__
+        raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
     return dict(stored)
 
 
@@ -166,62 +159,50 @@ def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Modu
     Parameter containing:
     tensor([0.], requires_grad=True)
     """
-    wanted = model.state_dict()
-    first = next(iter(wanted), "")
+    own = model.state_dict()
+    first = next(iter(own), "")
     prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
     for prefix in ("", *prefixes):
         inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if inner.keys() == wanted.keys():
+        if inner.keys() == own.keys():
             break
-    differ = sorted(inner.keys() ^ wanted.keys()) or sorted(
-        key for key in wanted if wanted[key].shape != inner[key].shape
-    )
-    if differ:
-        key = differ[0]
-        shapes = [list(s[key].shape) if key in s else "none" for s in (inner, wanted)]
-        told = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
-        raise InputError(f"{told}; check the model's name and the number of class folders")
+    differing = inner.keys() ^ own.keys() or {k for k in own if own[k].shape != inner[k].shape}
+    if differing:
+        key = min(differing)
+        shapes = [list(s[key].shape) if key in s else "none" for s in (inner, own)]
+        problem = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
+        raise InputError(f"{problem}; check the model's name and the number of class folders")
     model.load_state_dict(inner)
     return model.eval()
 
 
 def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
-    """A function that makes the network, with fresh weights.
+    """A function that makes the network of a name, with fresh weights.
 
-    Args:
-        name: torchvision:NAME, another name that `fmn train --model` knows, or
-            FILE.py:FUNCTION, a function of yours that takes no argument. It is run.
-        classes: Number of outputs.
-        preprocessing: Gives the side and the channels of the images.
+    The name is torchvision:NAME, another one of `fmn train --model`, or FILE.py:FUNCTION, a
+    function of yours that takes no argument; it is run.
     """
     file, _, function = name.rpartition(":")
     if name.endswith(".py"):
         raise InputError(f"model is {name!r}, which function of it? Give {name}:FUNCTION")
     if not file.endswith(".py"):
-        shape = {
-            "classes": classes,
-            "channels": len(preprocessing.mean),
-            "side": preprocessing.size,
-        }
-        return lambda: models.build(name, **shape)
-    found = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if not Path(file).is_file() or found is None or found.loader is None:
+        channels, side = len(preprocessing.mean), preprocessing.size
+        return lambda: models.build(name, classes=classes, channels=channels, side=side)
+    if not Path(file).is_file():
         raise InputError(f"model is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(found)
     try:
-        found.loader.exec_module(module)
+        make = runpy.run_path(file).get(function)
     except Exception as error:  # whatever a file of the user's raises
         raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
-    if not callable(getattr(module, function, None)):
+    if not callable(make):
         raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
-    make = getattr(module, function)
     try:
-        made = make()
+        network = make()
     except Exception as error:  # whatever a function of the user's raises
-        told = f"{name} cannot be called ({error!r})"
-        raise InputError(f"{told}; it must need no argument, and return the network") from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"{name} returned a {type(made).__name__}; return the network")
+        problem = f"{name} cannot be called ({error!r})"
+        raise InputError(f"{problem}; it must need no argument, and return the network") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} returned a {type(network).__name__}; return the network")
     return make
 
 
@@ -235,12 +216,8 @@ def record_checkpoints(
 ) -> RunRecord:
     """The record of checkpoints on labelled images; an "epoch" is a checkpoint.
 
-    Args:
-        model: Takes the weights of one after the other.
-        paths: Files, in the order of training.
-        images: What to classify, and how the model takes it.
-        device: Where to compute.
-        folder: Probabilities are kept in a file there, mapped, instead of in memory.
+    The files are in the order of training; the model takes the weights of one after the other.
+    With a folder, probabilities are kept in a file there, mapped, instead of in memory.
     """
     model.to(device)
     loaded = images.load() if images.fits() else None
@@ -256,8 +233,8 @@ def record_checkpoints(
         for index, batch in zip(order, batches, strict=True):
             logits = _logits(model, images.preprocessing.normalize(batch.to(device)))
             if logits.shape[1] != shape[2]:
-                outputs = f"the model has {logits.shape[1]} outputs for {shape[2]} folders"
-                raise InputError(f"{outputs} of classes; give the data that it was trained on")
+                problem = f"the model has {logits.shape[1]} outputs for {shape[2]} class folders"
+                raise InputError(f"{problem}; give the data that it was trained on")
             if not logits.isfinite().all():
                 raise InputError(f"{path} predicts NaN: its training diverged; leave it out")
             rows = logits.softmax(1).numpy()
@@ -285,14 +262,10 @@ def average_checkpoints(
     *,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """The network of the mean weights of checkpoints ("Averaged KF").
+    """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
 
-    Args:
-        make: Makes the network.
-        members: As `weighted` gives them.
-        batches: Images as the network takes them; BatchNorm's statistics, if there are any, are
-            estimated again on them.
-        device: Where to compute.
+    BatchNorm's statistics, if there are any, are estimated again on the batches: images as the
+    network takes them.
     """
     states = ((fit(make(), read_state(path)).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
@@ -307,22 +280,13 @@ def distill_checkpoints(
     lr: float = 0.01,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A student that learns from the mixture of checkpoints on training images.
+    """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
-    It starts from the heaviest checkpoint and is trained as `fmnlib.distillation.distill` trains.
-    Images are not augmented: the mixture predicts them once.
-
-    Args:
-        make: Makes the network.
-        members: As `weighted` gives them.
-        data: Training images, whose labels may be partly wrong.
-        epochs: Passes over the images.
-        lr: Peak learning rate.
-        device: Where to compute.
+    It starts from the heaviest checkpoint and is trained as `fmnlib.distillation.distill` trains,
+    with `lr` as the peak learning rate. Images are not augmented: the mixture predicts them once.
     """
-    config = RunConfig(
-        epochs=epochs, lr=lr, keep_every=epochs, student=StudentConfig(teacher="checkpoints")
-    )
+    settings = StudentConfig(teacher="checkpoints")
+    config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     teacher = [(fit(make(), read_state(path)).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
     student = make()
@@ -344,7 +308,6 @@ def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataS
     """Training images, and validation images that are predicted after each epoch."""
     labels, val_labels = (torch.from_numpy(part.labels).to(device) for part in (train, val))
     images, val_images = (part.load().to(device) if part.fits() else part for part in (train, val))
-    look = train.preprocessing
     return DataSet(
         images=images,
         labels=labels,
@@ -352,31 +315,27 @@ def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataS
         eval_images=val_images,
         eval_labels=val_labels,
         classes=len(train.classes),
-        mean=torch.tensor(look.mean, device=device),
-        std=torch.tensor(look.std, device=device),
+        mean=torch.tensor(train.preprocessing.mean, device=device),
+        std=torch.tensor(train.preprocessing.std, device=device),
     )
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
-    """What a model gives for a batch, on the CPU."""
     try:
         with torch.no_grad():
             outputs = model(batch)
-        logits: Tensor = getattr(outputs, "logits", outputs).float().cpu()
-        return logits
+        return torch.as_tensor(getattr(outputs, "logits", outputs)).float().cpu()
     except (RuntimeError, TypeError, AttributeError) as error:
         reason, shape = str(error).partition("\n")[0], list(batch.shape[1:])
-        refused = f"the model gives no logits for images of shape {shape} ({reason})"
-        raise InputError(f"{refused}; check their size and the number of means") from error
+        problem = f"the model gives no logits for images of shape {shape} ({reason})"
+        raise InputError(f"{problem}; check their size and the number of means") from error
 
 
 def _refuse_guessing(record: RunRecord) -> None:
     best, guess = float(record.accuracy.max()), 1 / record.classes
     if best <= guess + 2 * (guess * (1 - guess) / len(record.labels)) ** 0.5:
-        seldom = f"no checkpoint is right more often than guessing, {best:.1%} at best"
-        raise InputError(
-            f"{seldom}; check --size, --mean, --std and the order of the class folders"
-        )
+        problem = f"no checkpoint is right more often than guessing, {best:.1%} at best"
+        raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
 
 
 def _check(files: CheckpointFiles) -> Path:
@@ -386,23 +345,23 @@ def _check(files: CheckpointFiles) -> Path:
     if files.network == "distilled" and files.train is None:
         raise InputError("--network distilled needs --train FOLDER of training images")
     if files.train is not None and files.train.resolve() == files.data.resolve():
-        told = f"data and train are both {files.data}"
-        raise InputError(f"{told}; a student that is taught on the test half proves nothing")
+        problem = f"data and train are both {files.data}"
+        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":
         raise InputError(f"output is {files.output}; give a name that ends in .safetensors")
-    about = files.output.with_suffix(".json")
-    for path in filter(None, (files.output, about, files.save_record)):
+    mixture_file = files.output.with_suffix(".json")
+    for path in filter(None, (files.output, mixture_file, files.save_record)):
         if path.exists():
             raise InputError(f"{path} exists; give another name, or move it away")
-        place = next(p for p in path.absolute().parents if p.exists())
+        parent = next(p for p in path.absolute().parents if p.exists())
         try:
-            tempfile.TemporaryFile(dir=place).close()
+            tempfile.TemporaryFile(dir=parent).close()
         except OSError as error:
-            told = f"{path} cannot be written ({error.strerror})"
-            raise InputError(f"{told}; give another folder") from error
-    return about
+            problem = f"{path} cannot be written ({error.strerror})"
+            raise InputError(f"{problem}; give another folder") from error
+    return mixture_file
 
 
 def _is_ours(path: Path) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmnlib.checkpoint import (
-    checkpoint_path,
-    pack,
-    rounded_by_autocast,
-    to_bfloat16,
-    under,
-    write_state,
-)
+from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet
 from fmnlib.files import Transaction
@@ -40,12 +32,12 @@ CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "secon
 
 @dataclasses.dataclass(frozen=True)
 class EpochOutputs:
-    """What the networks gave in an epoch.
+    """The outputs of the networks in an epoch.
 
     Attributes:
         logits: Of the evaluation images, `[samples, classes]`.
         losses: Of the training samples, when they were last trained on.
-        right: Which training samples were given their label, right or wrong as it may be.
+        right: Which training samples were predicted as their label, be it right or wrong.
         lr: Learning rate of the last step.
         seconds: Time that the epoch took.
     """
@@ -80,34 +72,28 @@ class Recorder:
         self.checksums = np.zeros(len(self.kept), np.int64)
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
         rounded = uses_bfloat16(config.precision, data.device)
-        self._in_bfloat16 = rounded_by_autocast(model) if rounded else frozenset()
+        self._in_bfloat16 = checkpoint.rounded_by_autocast(model) if rounded else frozenset()
         _lay_out(self._probs, (len(self.kept), samples, data.classes))
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
-        """The job of writing an epoch to disk.
-
-        Args:
-            epoch: Its number.
-            outputs: What the networks gave.
-            tensors: Copies of what training changes, as `snapshot` makes them.
-        """
+        """The job of writing an epoch to disk, with copies of tensors as `snapshot` makes them."""
 
         def write() -> Callable[[], None]:
             files = Transaction()
             self.note(epoch, outputs, files)
             state = {name: tensor.cpu() for name, tensor in tensors.items()}
             if epoch in self.kept:
-                weights = under(state, "ema.") or under(state, "model.")
-                content = pack(to_bfloat16(weights, self._in_bfloat16))
-                files.write(checkpoint_path(self.folder, epoch), content)
+                weights = checkpoint.under(state, "ema.") or checkpoint.under(state, "model.")
+                content = checkpoint.pack(checkpoint.to_bfloat16(weights, self._in_bfloat16))
+                files.write(checkpoint.checkpoint_path(self.folder, epoch), content)
             state |= {f"record.{name}": value for name, value in self.tensors().items()}
-            write_state(self.folder, state, epoch, files)
+            checkpoint.write_state(self.folder, state, epoch, files)
             return files.commit
 
         return write
 
     def note(self, epoch: int, outputs: EpochOutputs, transaction: Transaction) -> None:
-        """Write down an epoch, its probabilities as part of a batch of files.
+        """Record an epoch, its probabilities as part of a transaction.
 
         Raises:
             InputError: If a loss is not finite.
@@ -115,8 +101,8 @@ class Recorder:
         """
         logits, losses, right = outputs.logits.cpu(), outputs.losses.cpu(), outputs.right.cpu()
         if not torch.isfinite(losses).all():
-            told = f"the loss of epoch {epoch} is not finite"
-            raise InputError(f"{told}; lower lr, now {self.config.lr}, and use a new folder")
+            problem = f"the loss of epoch {epoch} is not finite"
+            raise InputError(f"{problem}; lower lr, now {self.config.lr}, and use a new folder")
         probs = logits.softmax(1)
         self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:
@@ -125,9 +111,8 @@ class Recorder:
         memorised = right[self.flipped].float().mean() if self.flipped.any() else torch.nan
         eval_loss = F.cross_entropy(logits, self.eval_labels)
         means = losses.mean(), right.float().mean(), memorised
-        for name, number in zip(
-            CURVES, (*means, outputs.lr, eval_loss, outputs.seconds), strict=True
-        ):
+        numbers = *means, outputs.lr, eval_loss, outputs.seconds
+        for name, number in zip(CURVES, numbers, strict=True):
             self.curves[name][epoch] = float(number)
         for kind, chosen in enumerate((~self.flipped, self.flipped)):
             self.histogram[epoch, kind] = np.histogram(losses[chosen], LOSS_EDGES)[0]
@@ -138,13 +123,13 @@ class Recorder:
 
     def tensors(self) -> dict[str, Tensor]:
         """The record so far, for the state that a restart finds again."""
-        arrays = {"predicted": self.predicted, "histogram": self.histogram}
-        arrays["checksums"] = self.checksums
+        names = "predicted", "histogram", "checksums"
+        arrays = {name: getattr(self, name) for name in names}
         arrays |= {f"curve.{name}": curve for name, curve in self.curves.items()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
-        """Take back what `tensors` gave after an epoch.
+        """Restore what `tensors` returned after an epoch.
 
         Raises:
             InputError: If the probabilities on disk are not those that were written.
@@ -174,11 +159,10 @@ class Recorder:
         record.save(self.folder / "record.npz", light=True)
 
     def _check(self, rows: int) -> None:
-        """Hold the first rows on disk to what was written there."""
         probs = np.load(self._probs, mmap_mode="r", allow_pickle=False)
         if not np.array_equal(checksums(probs[:rows]), self.checksums[:rows]):
-            told = f"{self._probs} is not what was written"
-            raise InputError(f"{told}; move {self.folder.name} away and run again")
+            problem = f"{self._probs} is not what was written"
+            raise InputError(f"{problem}; move {self.folder.name} away and run again")
 
     @property
     def _probs(self) -> Path:
@@ -196,11 +180,9 @@ class Recorder:
 class Background:
     """Writes while the next epoch trains: one job at a time, so that memory stays bounded.
 
-    A job computes something, and returns what is left to do, which is to wait for the disk; `do`
-    waits for the job before, and raises its error. On a GPU all of a job is done aside, on a
-    stream of its own, behind what the device was given before. On a CPU its computing would take
-    cores from the training, whose threads wait for each other at every step: there a job computes
-    at once, and only the waiting for the disk goes aside.
+    `do` waits for the job before, and raises its error. On a GPU all of a job runs in the
+    background, on a stream of its own, after what was queued before. On a CPU it would take cores
+    from training, so that a job computes at once and only waits for the disk in the background.
 
     >>> with Background(torch.device("cpu")) as background:
     ...     background.do(lambda: lambda: print("written"))
@@ -224,12 +206,12 @@ class Background:
             self._last.result()
 
     def _behind(self, job: Job, stream: torch.cuda.Stream) -> Callable[[], None]:
-        asked = torch.cuda.Event()
-        asked.record()
+        queued = torch.cuda.Event()
+        queued.record()
 
         def run() -> None:
             with torch.cuda.stream(stream):
-                asked.wait(stream)
+                queued.wait(stream)
                 job()()
 
         return run
@@ -237,14 +219,9 @@ class Background:
     def __enter__(self) -> "Background":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if error is None:
+            if kind is None:
                 self.wait()
         finally:
             self._pool.shutdown()  # an epoch that is being written is written to its end
@@ -274,10 +251,10 @@ def _commit() -> tuple[str, bool]:
     def git(*words: str) -> str:
         here = Path(__file__).parent
         try:
-            done = subprocess.run(("git", *words), cwd=here, capture_output=True, check=True)
+            output = subprocess.check_output(("git", *words), cwd=here, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
             return ""
-        return done.stdout.decode().strip()
+        return output.decode().strip()
 
     return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
 
@@ -286,14 +263,13 @@ def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
     """Make the file of probabilities of a new run; that of a run that goes on stays."""
     if path.exists():
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            stored = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            if stored != shape:
+                raise ValueError(f"its shape is {stored}, not {shape}")
         except (OSError, ValueError, EOFError) as error:
-            told = f"{path} cannot be read ({error})"
-            raise InputError(f"{told}; move {path.parent.name} away and run again") from error
-        if found == shape:
-            return
-        told = f"{path} is of shape {found}, not {shape}"
-        raise InputError(f"{told}; move {path.parent.name} away and run again")
+            problem = f"{path} cannot be read ({error})"
+            raise InputError(f"{problem}; move {path.parent.name} away and run again") from error
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
     part.replace(path)

@@ -62,25 +62,21 @@ def find(name: str) -> Path:
     """
     if (Path(name) / "config.json").exists():
         return Path(name)
-    found = [path.parent for path in sorted(root().glob("*/config.json"))]
-    matching = [path for path in found if path.name.startswith(name)]
+    folders = [path.parent for path in sorted(root().glob("*/config.json"))]
+    matching = [path for path in folders if path.name.startswith(name)]
     exact = [path for path in matching if path.name == name]
     own = [path for path in matching if not RunConfig.load(path / "config.json").teacher]
     for choice in (exact, own, matching):  # a student's name begins like its run's
         if len(choice) == 1:
             return choice[0]
-    what = "no run" if not matching else f"{len(matching)} runs"
-    raise InputError(f"{what} in {root()} begins with {name!r}; `fmn runs` lists them")
+    count = f"{len(matching)} runs" if matching else "no run"
+    raise InputError(f"{count} in {root()} begins with {name!r}; `fmn runs` lists them")
 
 
 def student(config: RunConfig, name: str, fusion: Fusion, **student: Any) -> Job:
     """The job of distilling a fusion of a run into one network ("Distilled KF").
 
-    Args:
-        config: The run.
-        name: The fusion in a word, such as kf.
-        fusion: Weights over the run's epochs.
-        student: Fields of `StudentConfig` other than `teacher`.
+    `name` is the fusion's, such as kf; `student` are fields of `StudentConfig` but `teacher`.
     """
     members = members_of(config, folder(config), fusion)
     return Job(student_config(config, name, members, **student), tuple(members))
@@ -114,20 +110,14 @@ def obtain(
     Raises:
         Paused: If runs are left to make for the deadline.
     """
-    wanted = [job if isinstance(job, Job) else Job(job) for job in jobs]
-    missing = {job.config.id: job for job in wanted if _committed(job.config, fresh) is None}
+    every = [job if isinstance(job, Job) else Job(job) for job in jobs]
+    missing = {job.config.id: job for job in every if _committed(job.config, fresh) is None}
     todo = [job for job in missing.values() if not complete(job.config)]
     teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
-        make_all(
-            functools.partial(_left, stage),
-            device=device,
-            workers=workers,
-            progress=progress,
-            deadline=deadline,
-        )
-    return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in wanted]
+        make_all(functools.partial(_left, stage), device, workers, progress, deadline)
+    return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in every]
 
 
 def listing() -> list[dict[str, str | int | float]]:
@@ -158,22 +148,15 @@ def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
 
 def make_all(
     jobs: Callable[[], Sequence[Job]],
-    *,
     device: str = "auto",
     workers: int | None = None,
     progress: bool = True,
     deadline: float = math.inf,
 ) -> None:
-    """Make jobs side by side until none is left; the list is asked for again after each.
+    """Make jobs side by side until none is left; other arguments are as in `obtain`.
 
-    On a CPU each has one thread: so it is fastest, and its bits do not depend on its neighbours.
-
-    Args:
-        jobs: What is left to make, most urgent first.
-        device: As in `fmnlib.training.train`.
-        workers: As in `obtain`.
-        progress: Show a bar.
-        deadline: As in `fmnlib.training.train`.
+    `jobs` lists what is left to make, most urgent first, and is called again after each. On a CPU
+    each has one thread: so it is fastest, and its bits do not depend on its neighbours.
 
     Raises:
         Paused: If jobs are left for the deadline.
@@ -188,49 +171,36 @@ def make_all(
     if not jobs():
         return
     pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
-    try:
-        _side_by_side(jobs, pool, workers, device, progress, deadline)
-    except (KeyboardInterrupt, BrokenProcessPool) as error:
-        worker_pool.cache_clear()  # its processes have ended
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        told = "a process that trained has ended, killed or out of memory"
-        raise InputError(f"{told}; the same call resumes it, with fewer workers") from error
-
-
-def _side_by_side(
-    jobs: Callable[[], Sequence[Job]],
-    pool: ProcessPoolExecutor,
-    workers: int,
-    device: str,
-    progress: bool,
-    deadline: float,
-) -> None:
     running: dict[Future[None], str] = {}
-    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
-        while (todo := jobs()) or running:
-            todo = [job for job in todo if job.config.id not in running.values()]
-            for job in todo[: workers - len(running)]:
-                place = folder(job.config).absolute()
-                running[pool.submit(make, job, place, device, False, deadline)] = job.config.id
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                future.result()
-                del running[future]
-                bar.update()
+    try:
+        with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+            while (todo := jobs()) or running:
+                todo = [job for job in todo if job.config.id not in running.values()]
+                for job in todo[: workers - len(running)]:
+                    path = folder(job.config).absolute()
+                    running[pool.submit(make, job, path, device, False, deadline)] = job.config.id
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    del running[future]
+                    bar.update()
+    except KeyboardInterrupt:
+        worker_pool.cache_clear()  # its processes have ended
+        raise
+    except BrokenProcessPool as error:
+        worker_pool.cache_clear()
+        problem = "a process that trained has ended, killed or out of memory"
+        raise InputError(f"{problem}; the same call resumes it, with fewer workers") from error
 
 
-def make(job: Job, place: Path, device: str, progress: bool, deadline: float) -> None:
+def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> None:
     """Make one job in its folder."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
     if not job.members:
-        train(job.config, place, device=device, progress=progress, deadline=deadline)
-    elif job.make is distill:
-        distill(
-            job.config, job.members, place, device=device, progress=progress, deadline=deadline
-        )
+        train(job.config, path, device=device, progress=progress, deadline=deadline)
     else:
-        job.make(job.config, job.members, place, device=device)
+        options = {"progress": progress, "deadline": deadline} if job.make is distill else {}
+        job.make(job.config, job.members, path, device=device, **options)
 
 
 def _left(jobs: Sequence[Job]) -> list[Job]:
@@ -238,10 +208,10 @@ def _left(jobs: Sequence[Job]) -> list[Job]:
 
 
 @functools.cache
-def worker_pool(workers: int, *_place: str) -> ProcessPoolExecutor:
-    """Processes that are there for the next call, too: each takes seconds to load torch.
+def worker_pool(workers: int, *_folders: str) -> ProcessPoolExecutor:
+    """Processes that the next call with the same data and working folder uses again.
 
-    They know the data and the working folder that there were when they began.
+    Each takes seconds to load torch.
     """
     # Fresh interpreters: a fork would inherit torch's threads, half alive.
     context = multiprocessing.get_context("spawn")

@@ -26,6 +26,8 @@ from fmnlib.record import Result, RunRecord
 
 _EDGE = 1e-9
 
+Mask = Bool[np.ndarray, " samples"]
+
 
 class Numbers(TypedDict):
     """A mean, its standard error over seeds, their number, and the value of each, in percent."""
@@ -143,12 +145,8 @@ def percent(values: Sequence[float] | np.ndarray) -> Numbers:
     seeds = 100 * np.asarray(values)
     mean, sem = mean_sem(seeds)
     error = round(sem, 4) if len(seeds) > 1 else None  # JSON has no NaN
-    return {
-        "mean": round(mean, 4),
-        "sem": error,
-        "n": len(seeds),
-        "seeds": seeds.round(4).tolist(),
-    }
+    rounded = seeds.round(4).tolist()
+    return {"mean": round(mean, 4), "sem": error, "n": len(seeds), "seeds": rounded}
 
 
 def with_error(numbers: Numbers) -> str:
@@ -179,15 +177,9 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """How much more accurate a method is than a baseline on the same runs and splits.
 
-    Args:
-        results: Scores of both.
-        setting: Such as sym40.
-        method: Such as kf.
-        baseline: Such as single.
-        level: Of the interval by Student's t over seeds.
-
     Returns:
-        The mean difference and the ends of its interval, in percentage points.
+        The mean difference and the ends of its interval by Student's t over seeds, in percentage
+        points.
 
     Raises:
         InputError: If a run or split has only one of the two.
@@ -208,17 +200,12 @@ def differences(
 ) -> pd.DataFrame:
     """A table for reading: method − baseline down, settings across, points with 95% intervals.
 
-    Args:
-        results: Scores of all of them.
-        pairs: Method and baseline of each row.
-        names: Of the methods, as they are to be read.
+    `names` are of the methods, as they are to be read.
     """
     results, rows = list(results), {}
     for pair in pairs:
-        named = " − ".join((names or {}).get(method, method) for method in pair)
-        rows[named] = {
-            s: points(*paired_difference(results, s, *pair)) for s in _settings(results)
-        }
+        row = {s: points(*paired_difference(results, s, *pair)) for s in _settings(results)}
+        rows[" − ".join((names or {}).get(method, method) for method in pair)] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -229,40 +216,32 @@ def points(mean: float, low: float, high: float) -> str:
     ('+1.2 [0.0, 2.5]', '+1.2')
     """
     middle, *ends = (round(end, 1) + 0.0 for end in (mean, low, high))  # -0.0 becomes 0.0
-    told = f"{middle:+.1f}" if np.isnan(low) else "{:+.1f} [{:.1f}, {:.1f}]".format(middle, *ends)
-    return told.replace("-", "−")
+    text = f"{middle:+.1f}" if np.isnan(low) else "{:+.1f} [{:.1f}, {:.1f}]".format(middle, *ends)
+    return text.replace("-", "−")
 
 
 def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
     """In which settings a method is better than a baseline, by its 95% interval."""
     results = list(results)
-    found: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    settings: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
     for setting in _settings(results):
         _, low, high = paired_difference(results, setting, method, baseline)
-        found["better" if low > 0 else "worse" if high < 0 else "open"].append(setting)
-    return "; ".join(f"{word}: {', '.join(where)}" for word, where in found.items() if where)
+        settings["better" if low > 0 else "worse" if high < 0 else "open"].append(setting)
+    return "; ".join(f"{word}: {', '.join(where)}" for word, where in settings.items() if where)
 
 
 def table(summary: Summary) -> pd.DataFrame:
     """A table for reading: methods down, settings across, mean ± standard error in percent."""
-    return pd.DataFrame(
-        {
-            setting: {m: with_error(n) for m, n in methods.items()}
-            for setting, methods in summary.items()
-        }
-    )
+    rows = {s: {m: with_error(n) for m, n in methods.items()} for s, methods in summary.items()}
+    return pd.DataFrame(rows)
 
 
 def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
     """What each method costs in a setting: networks a prediction, seconds of training, means."""
     frame = _frame(results)
     frame = frame[frame["setting"] == setting]
-    return (
-        frame.groupby("method", sort=False)[["networks", "train_seconds"]]
-        .mean()
-        .round(1)
-        .rename_axis(None)
-    )
+    means = frame.groupby("method", sort=False)[["networks", "train_seconds"]].mean()
+    return means.round(1).rename_axis(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,11 +276,7 @@ def proportion(count: int, samples: int, level: float = 0.95) -> Interval:
     return Interval(count / samples, float(ends.low), float(ends.high))
 
 
-def paired_gain(
-    right: Bool[np.ndarray, " samples"],
-    baseline: Bool[np.ndarray, " samples"],
-    level: float = 0.95,
-) -> Gain:
+def paired_gain(right: Mask, baseline: Mask, level: float = 0.95) -> Gain:
     """How much more accurate one predictor is than another on the same samples.
 
     The score interval of Tango (1998) for a difference of paired shares: it rests on the
@@ -309,7 +284,7 @@ def paired_gain(
 
     Args:
         right: Which samples the predictor gets right.
-        baseline: Which ones the other gets right.
+        baseline: Which samples the other gets right.
         level: Of the interval.
 
     >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
@@ -320,23 +295,19 @@ def paired_gain(
     samples = len(right)
     value, z = (won - lost) / samples, float(norm.ppf((1 + level) / 2))
 
-    def end(sign: int) -> float:
-        def beyond(delta: float) -> float:
-            return sign * _score(delta, won, lost, samples) + z
+    def beyond(delta: float, sign: int) -> float:
+        return sign * _score(delta, won, lost, samples) + z
 
-        limit = sign * (1 - _EDGE)
+    def end(sign: int) -> float:
         if sign * value > 1 - _EDGE:  # every sample speaks for this end
             return float(sign)
-        return float(brentq(beyond, value, limit))
+        return float(brentq(beyond, value, sign * (1 - _EDGE), args=(sign,)))
 
     return Gain(value, end(-1), end(1))
 
 
 def gains(
-    val: RunRecord,
-    test: RunRecord,
-    fusion: Fusion,
-    others: Mapping[str, Bool[np.ndarray, " samples"]] | None = None,
+    val: RunRecord, test: RunRecord, fusion: Fusion, others: Mapping[str, Mask] | None = None
 ) -> pd.DataFrame:
     """Test accuracies, and how much each is above the final network's, with an interval.
 
