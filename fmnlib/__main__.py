@@ -63,7 +63,7 @@ def train_run(
 
     deadline = _deadline(max_minutes)
     record = train(config, runs.folder(config), device=device, deadline=deadline)
-    _show({"run": config.id} | _at_a_glance(record), as_json)
+    _show({"run": config.id} | _overview(record), as_json)
 
 
 @app.command(name="diagnose")
@@ -86,22 +86,23 @@ def diagnose_run(
     if html is not None and html.is_dir():
         raise InputError(f"html is {html}, a folder; give the name of a file, such as report.html")
     record = _load(run)
-    found = diagnose(record, split=split)
+    diagnosis = diagnose(record, split=split)
     if html is not None:
         from fmnlib.report import page
 
         val = record.split(split)[0] if record.half == "all" else record
         fusion = None if val.probs is None else knowledge_fusion(val)
-        text = page(val, found, fusion, title=f"What {Path(run).name} forgot")
-        write_whole(html, text.encode())
+        title = f"What {Path(run).name} forgot"
+        write_whole(html, page(val, diagnosis, fusion, title=title).encode())
+    overview = _overview(record)
     if as_json:
-        print(json.dumps(_at_a_glance(record) | {"diagnosis": found.summary()}))
+        print(json.dumps(overview | {"diagnosis": diagnosis.summary()}))
         return
-    _show({f"{name}, all samples": value for name, value in _at_a_glance(record).items()}, as_json)
-    print("", *found.sentences, sep="\n")
+    _show({f"{name}, all samples": value for name, value in overview.items()}, as_json)
+    print("", *diagnosis.sentences, sep="\n")
     if files := record.provenance.get("checkpoints"):
-        shown = (found.epoch, found.early_epoch)
-        print(*(f"Epoch {epoch} is {files[epoch]}." for epoch in dict.fromkeys(shown)))
+        epochs = dict.fromkeys((diagnosis.epoch, diagnosis.early_epoch))
+        print(*(f"Epoch {epoch} is {files[epoch]}." for epoch in epochs))
 
 
 @app.command
@@ -134,8 +135,8 @@ def fuse(
         as_json: Print JSON.
     """
     if bool(run) == bool(files.checkpoints):
-        files_too = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
-        raise InputError(f"give a run, or {files_too}")
+        options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
+        raise InputError(f"give a run, or {options}")
     if run and files != _NO_FILES:
         raise InputError(f"{run!r} is a run; --model, --data and the like go with --checkpoints")
     shares = np.arange(0, 1.005, 0.01) if grid else None
@@ -151,11 +152,12 @@ def fuse(
     record = _load(run)
     val, test = record.split(split)
     fusion = search(val)
-    place = _find_folder(run)
-    if place is not None:
-        dataclasses.replace(fusion, split=split).save(place / "fusion.json")
-    told = gain_rows(gains(val, test, fusion)) | picks(fusion, _names(record))
-    _show(told | {"networks": fusion.networks, "split": split}, as_json)
+    if folder := _find_folder(run):
+        dataclasses.replace(fusion, split=split).save(folder / "fusion.json")
+    # Of checkpoints from elsewhere, epochs have the names of the files.
+    names = record.provenance.get("checkpoints") or [f"epoch {e}" for e in range(record.epochs)]
+    rows = gain_rows(gains(val, test, fusion)) | picks(fusion, names)
+    _show(rows | {"networks": fusion.networks, "split": split}, as_json)
 
 
 @app.command(name="distill")
@@ -186,24 +188,24 @@ def distill_run(
     """
     from fmnlib.distillation import distill, members_of, student_config
 
-    place, record = _find_folder(run), _load(run)
-    if place is None or record.config is None:
-        files = "" if place is None else f" --checkpoints '{place}/checkpoints/*'"
-        way = f"`fmn fuse{files} --network distilled` distils from checkpoints alone"
-        raise InputError(f"{run} has no checkpoints of `fmn train`; {way}")
-    fusion, split = _fusion_of(place, record, split)
+    folder, record = _find_folder(run), _load(run)
+    if folder is None or record.config is None:
+        files = "" if folder is None else f" --checkpoints '{folder}/checkpoints/*'"
+        remedy = f"`fmn fuse{files} --network distilled` distils from checkpoints alone"
+        raise InputError(f"{run} has no checkpoints of `fmn train`; {remedy}")
+    fusion, split = _fusion_of(folder, record, split)
     test = record.split(split)[1]
-    members = members_of(record.config, place, fusion)
-    chosen = {"temperature": temperature, "soft_share": soft_share, "teacher_views": teacher_views}
-    config = student_config(record.config, "kf", members, **chosen)
-    folder, deadline = place.parent / config.id, _deadline(max_minutes)
-    student = distill(config, members, folder, device=device, deadline=deadline)
-    told = {
+    members = members_of(record.config, folder, fusion)
+    fields = {"temperature": temperature, "soft_share": soft_share, "teacher_views": teacher_views}
+    config = student_config(record.config, "kf", members, **fields)
+    path, deadline = folder.parent / config.id, _deadline(max_minutes)
+    student = distill(config, members, path, device=device, deadline=deadline)
+    accuracies = {
         "test accuracy, single": accuracy(test, single(test)),
         f"test accuracy, {fusion.networks} networks fused": accuracy(test, fusion),
         "test accuracy, student": accuracy(student.split(split)[1], single(student)),
     }
-    _show({"student": config.id} | told | {"split": split}, as_json)
+    _show({"student": config.id} | accuracies | {"split": split}, as_json)
 
 
 @app.command(name="runs")
@@ -218,9 +220,10 @@ def list_runs(*, as_json: Json = False) -> None:
     rows = runs.listing()
     if as_json:
         print(json.dumps(rows))
-    elif not rows:
+        return
+    if not rows:
         print(f"no runs in {runs.root()}; `fmn train` makes one")
-    for row in [] if as_json else rows:
+    for row in rows:
         accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
         epochs = f"{row['epochs']} epochs" if "epochs" in row else ""
         print(f"{row['run']:<60} {epochs:>11}  {row['state']:<10} {accuracy}")
@@ -252,20 +255,20 @@ def grid_of_runs(
     from fmnlib.paper import grid
 
     cells = grid.cells(name)
-    there = grid.published(out) if out is not None else {}
+    published = grid.published(out) if out is not None else {}
     try:
         if not status:
-            left = [cell for cell in cells if cell.id not in there]
+            left = [cell for cell in cells if cell.id not in published]
             grid.work(left, device=device, workers=workers, deadline=_deadline(max_minutes))
     finally:
-        rows = grid.status(cells, there)
+        rows = grid.status(cells, published)
         if out is not None and not status:
             grid.publish(cells, out)
         if as_json:
             print(json.dumps(rows))
         for row in [] if as_json else rows:
-            took = f"{row['seconds']:8.0f} s" if "seconds" in row else ""
-            print(f"{row['network']:<64} {row['state']:<10}{took}")
+            seconds = f"{row['seconds']:8.0f} s" if "seconds" in row else ""
+            print(f"{row['network']:<64} {row['state']:<10}{seconds}")
 
 
 @app.command
@@ -302,19 +305,20 @@ def main() -> None:
     """Run the command; bad input ends in one line on standard error and exit code 2."""
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except Paused as word:
-        print(f"fmn: {word}")
+    except Paused as pause:
+        print(f"fmn: {pause}")
     except (InputError, CycloptsError) as error:
         print("fmn:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, no permission
-        told = "what was written stays; mend that and give the same command again"
-        print(f"fmn: {error}; {told}", file=sys.stderr)
+        remedy = "what was written stays; mend that and give the same command again"
+        print(f"fmn: {error}; {remedy}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        if not _of_gpu(error):
+        kinds = ("OutOfMemoryError", "AcceleratorError")
+        if "CUDA" not in str(error) and type(error).__name__ not in kinds:
             raise
         first = str(error).partition("\n")[0]
         print(f"fmn: the GPU failed ({first}); the same command resumes it", file=sys.stderr)
@@ -324,31 +328,25 @@ def main() -> None:
         sys.exit(130)
 
 
-def _of_gpu(error: RuntimeError) -> bool:
-    """Whether an error is the device's, such as one that is lost or has no memory left."""
-    return "CUDA" in str(error) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
-
-
 def _deadline(minutes: float) -> float:
     if math.isnan(minutes):
         raise InputError("max_minutes is nan; give a number of minutes")
     return time.monotonic() + 60 * minutes
 
 
-def _fusion_of(place: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
+def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
     """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
-    written = place / "fusion.json"
-    if not written.exists():
+    file = folder / "fusion.json"
+    if not file.exists():
         return knowledge_fusion(record.split(split or 0)[0]), split or 0
-    fusion = Fusion.load(written)
+    fusion = Fusion.load(file)
     if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
-        told = f"the fusion was chosen on split {fusion.split} and split is {split}"
-        raise InputError(f"{told}; leave out --split, or `fmn fuse --split {split}` first")
+        problem = f"the fusion was chosen on split {fusion.split} and split is {split}"
+        raise InputError(f"{problem}; leave out --split, or `fmn fuse --split {split}` first")
     return fusion, (fusion.split if split is None else split) or 0
 
 
-def _at_a_glance(record: RunRecord) -> dict[str, Any]:
-    """What a run's record says at a glance."""
+def _overview(record: RunRecord) -> dict[str, Any]:
     forget = scores.forget_fraction(record.correct)
     worst = int(forget.argmax())
     return {
@@ -361,12 +359,6 @@ def _at_a_glance(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _names(record: RunRecord) -> list[str]:
-    """What the epochs of a record are called: the files of checkpoints from elsewhere."""
-    files = record.provenance.get("checkpoints", [])
-    return list(files) or [f"epoch {epoch}" for epoch in range(record.epochs)]
-
-
 def _find_folder(run: str) -> Path | None:
     """The folder of a run or of a Tracker; None for a record's file."""
     from fmnlib import runs
@@ -377,7 +369,7 @@ def _find_folder(run: str) -> Path | None:
 
 
 def _load(run: str) -> RunRecord:
-    """The record that a person means by a folder, a name or a file."""
+    """The record of a folder, a run's name or a file."""
     if is_tracked(run):
         return load_tracked(run)
     return RunRecord.load(_find_folder(run) or Path(run))

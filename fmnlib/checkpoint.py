@@ -27,14 +27,14 @@ from fmnlib.step import Parts
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Where the weights after an epoch lie."""
+    """The file of the weights after an epoch."""
     return folder / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
 
 
 def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
     """The weights that autocast rounds to half precision in every pass, by name.
 
-    Those of linear layers, convolutions and attention; an embedding of positions, say, it leaves.
+    They are those of linear layers, convolutions and attention; not, say, position embeddings.
 
     >>> sorted(rounded_by_autocast(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))))
     ['0.weight']

@@ -18,7 +18,7 @@ from scipy.stats import binomtest, norm
 from fmnlib import scores
 from fmnlib.fusion import early_stopping, fuse, knowledge_fusion, refuse_test, right_samples
 from fmnlib.record import RunRecord
-from fmnlib.stats import Gain, Interval, paired_gain, proportion
+from fmnlib.stats import Gain, Interval, Mask, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
@@ -26,15 +26,14 @@ LEVEL = 0.05
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """The result of `diagnose`.
 
     Attributes:
         samples: Validation samples it rests on.
         epochs: Epochs of the run.
         epoch: The epoch of the largest forget fraction.
         forget: The largest forget fraction, cross-fitted.
-        chance: The forget fraction that guessing would reach: of the samples that are wrong at
-            the end, a guess gets one in `classes` right.
+        chance: The forget fraction of guessing, which gets 1 / classes of the final errors right.
         p_value: How likely guessing would get as many of them right: an epoch is chosen on one
             half of the samples, the binomial test is of the other, both ways; twice the smaller.
         lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
@@ -107,21 +106,18 @@ class Diagnosis:
         return plain | derived | {"classes": self.classes.reset_index().to_dict("records")}
 
     def _forgetting(self) -> str:
-        found = "yes" if self.overfits else "none beyond what guessing explains"
-        where = f"right after an earlier epoch (about {self.epoch}) and wrong at the end"
-        told = f"{self.forget} of the samples are {where} (guessing: {self.chance:.1%})"
-        return f"Local overfitting: {found}; {told}, judged by {self.samples} of them."
+        answer = "yes" if self.overfits else "none beyond what guessing explains"
+        forgotten = f"right after an earlier epoch (about {self.epoch}) and wrong at the end"
+        share = f"{self.forget} of the samples are {forgotten} (guessing: {self.chance:.1%})"
+        return f"Local overfitting: {answer}; {share}, judged by {self.samples} of them."
 
     def _since(self) -> list[str]:
         if not self.overfits:
             return []
-        lost = f"Half of what epoch {self.epoch} knew and the end does not was lost"
         worst = [f"{c} ({self.classes['forgotten'][c]:.0%})" for c in self.worst_classes]
         listed = ", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if worst[5:] else "")
-        return [
-            f"{lost} for good by epoch {self.lost_by}.",
-            f"Classes that overfit: {listed or 'none'}.",
-        ]
+        lost = f"Half of what epoch {self.epoch} knew and the end does not was lost for good"
+        return [f"{lost} by epoch {self.lost_by}.", f"Classes that overfit: {listed or 'none'}."]
 
     def _recovery(self) -> list[str]:
         stopped = f"early stopping at epoch {self.early_epoch}: {self.stopped}, one network"
@@ -135,38 +131,36 @@ class Diagnosis:
         if self.advice == "leave":
             return "Leave the final network as it is: no gain is certain on these samples."
         if self.advice == "stop early":
-            take = f"Take the checkpoint of epoch {self.early_epoch}"
-            return f"{take}: that fusing and distilling beat it is not certain on these samples."
-        beats = f"it beats early stopping by {self.over_stopped}"
+            action = f"Take the checkpoint of epoch {self.early_epoch}"
+            return f"{action}: that fusing and distilling beat it is not certain on these samples."
+        reason = f"it beats early stopping by {self.over_stopped}"
         if self.stopped.low <= 0:
-            beats = "its gain is certain on these samples, that of early stopping is not"
-        return f"Fuse, and distil the fusion: {beats}; a student costs one network a prediction."
+            reason = "its gain is certain on these samples, that of early stopping is not"
+        return f"Fuse, and distil the fusion: {reason}; a student costs one network a prediction."
 
 
 def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
-    """Say whether a run overfits locally, where, and what that is worth.
+    """Measure whether a run overfits locally, where, and the gains of early stopping and fusion.
 
     Args:
-        record: A run; or its validation half.
-        split: Seed that draws the halves of a whole run; the test half is not looked at.
+        record: A run, or its validation half.
+        split: Seed that draws the halves of a whole run; the test half is not used.
 
     Raises:
         InputError: If the record is a test half, or its validation half misses a class.
 
-    >>> from fmnlib.record import RunRecord
     >>> probs = np.tile([[[0.9, 0.1]], [[0.2, 0.8]]], (1, 200, 1))  # all right, then all wrong
-    >>> found = diagnose(RunRecord.from_arrays(probs, np.zeros(200, int)))
-    >>> found.overfits, found.epoch, found.advice
+    >>> diagnosis = diagnose(RunRecord.from_arrays(probs, np.zeros(200, int)))
+    >>> diagnosis.overfits, diagnosis.epoch, diagnosis.advice
     (True, 0, 'stop early')
     """
     refuse_test(record)
     val = record.split(split)[0] if record.half == "all" else record
     correct, wrong = val.correct, ~val.correct[-1]
     lost, stopped, fused = _cross_fit(val, split)
-    errors = _tested(val, split)
+    errors = _final_errors(val, split)
     epoch = int(scores.forget_fraction(correct).argmax())
     last_right = scores.last_correct_epoch(correct)[correct[epoch] & wrong]
-    whole = knowledge_fusion(val) if fused is not None else None
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
@@ -177,25 +171,24 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
         classes=_by_class(val, lost, errors),
         early_epoch=int(early_stopping(val).weights.argmax()),
-        networks=None if whole is None else whole.networks,
+        networks=None if fused is None else knowledge_fusion(val).networks,
         fused=None if fused is None else paired_gain(fused, ~wrong, _wide(LEVEL)),
         stopped=paired_gain(stopped, ~wrong, _wide(LEVEL)),
         over_stopped=None if fused is None else paired_gain(fused, stopped, _wide(LEVEL)),
     )
 
 
-Mask = Bool[np.ndarray, " samples"]
 Errors = tuple[Int[np.ndarray, " _"], Bool[np.ndarray, " _"]]
-"""Labels of what is wrong at the end, and which of it an epoch knew."""
+"""Of one half: labels of the final errors, and which of them the other half's epoch knew."""
 
 
 def _wide(error: float) -> float:
-    """The level of an interval for counts that is one of 1 - error if the variance is double."""
+    """The level at which an interval for counts covers 1 - error at twice their variance."""
     return float(1 - 2 * norm.sf(norm.isf(error / 2) * 2**0.5))
 
 
 def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
-    """Which samples are forgotten, and right by early stopping and by fusion chosen elsewhere."""
+    """Which samples are forgotten, and right by early stopping and by fusion, cross-fitted."""
     samples = len(val.labels)
     lost, stopped, fused = np.zeros((3, samples), bool)
     fold_of = np.random.default_rng(seed).permutation(samples) % FOLDS
@@ -206,42 +199,39 @@ def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
         lost[here] = rest.correct[epoch] & ~rest.correct[-1]
         stopped[here] = rest.correct[int(early_stopping(chosen).weights.argmax())]
         if val.probs is not None:
-            kf = knowledge_fusion(chosen)
-            fused[here] = right_samples(fuse(rest, kf), rest.labels)
+            fused[here] = right_samples(fuse(rest, knowledge_fusion(chosen)), rest.labels)
     return lost, stopped, None if val.probs is None else fused
 
 
-def _tested(val: RunRecord, seed: int) -> list[Errors]:
-    """Labels of what each half gets wrong at the end, and which the other half's epoch knew."""
+def _final_errors(val: RunRecord, seed: int) -> list[Errors]:
     halves = np.array_split(np.random.default_rng(seed).permutation(len(val.labels)), 2)
-    tested = []
+    errors = []
     for chosen, rest in (halves, halves[::-1]):
         epoch = int(scores.forget_fraction(val.correct[:, chosen]).argmax())
         wrong = rest[~val.correct[-1, rest]]
-        tested.append((val.labels[wrong], val.correct[epoch, wrong]))
-    return tested
+        errors.append((val.labels[wrong], val.correct[epoch, wrong]))
+    return errors
 
 
 def _by_class(val: RunRecord, lost: Mask, halves: list[Errors]) -> pd.DataFrame:
     rows = []
     for label in range(val.classes):
         inside = val.labels == label
-        count = int(inside.sum())
-        level = _wide(LEVEL / val.classes)
-        found = proportion(int(lost[inside].sum()), max(1, count), level)
+        count, level = int(inside.sum()), _wide(LEVEL / val.classes)
+        share = proportion(int(lost[inside].sum()), max(1, count), level)
         p_value = min(1.0, val.classes * _p_value(halves, val.classes, label))
-        row = {"samples": count, "forgotten": found.value, "low": found.low, "high": found.high}
+        row = {"samples": count, "forgotten": share.value, "low": share.low, "high": share.high}
         rows.append(row | {"p_value": p_value})
     names = val.provenance.get("classes") or range(val.classes)
     return pd.DataFrame(rows, index=list(names)).rename_axis("class")
 
 
 def _p_value(halves: list[Errors], classes: int, label: int | None = None) -> float:
-    """That guessing gets as many of the final errors right, of one class or of all."""
-    found = [1.0]
+    """P-value that guessing gets as many of the final errors right, of one class or of all."""
+    p_values = [1.0]
     for labels, known in halves:
-        of = known if label is None else known[labels == label]
-        if len(of):
-            test = binomtest(int(of.sum()), len(of), 1 / classes, alternative="greater")
-            found.append(float(test.pvalue))
-    return min(1.0, 2 * min(found))
+        right = known if label is None else known[labels == label]
+        if len(right):
+            test = binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater")
+            p_values.append(float(test.pvalue))
+    return min(1.0, 2 * min(p_values))

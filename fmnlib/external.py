@@ -64,6 +64,7 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
     make = maker(files.model, classes=len(images.classes), preprocessing=preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         record = record_checkpoints(make(), paths, images, device=device, folder=Path(folder))
+        images.close()
         _refuse_guessing(record)
         if files.save_record is not None:
             record.save(files.save_record)
@@ -79,9 +80,12 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
             )
         else:
             source = train or chosen_on
-            batches = source.read(torch.arange(len(source)).split(100))
+            # In order of class, a batch would have the statistics of one class.
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+            batches = source.read(order.split(100))
             normalized = (preprocessing.normalize(batch.to(device)) for batch in batches)
             network = average_checkpoints(make, members, normalized, device=device)
+            source.close()
         write_state(files.output, network.state_dict())
         names = [path.name for path in paths]
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}

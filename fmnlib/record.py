@@ -1,4 +1,4 @@
-"""What a run leaves behind, what a method scores, and how both lie on disk.
+"""The record of a run and the score of a method, and how both are stored.
 
 Axes are always `epochs, samples, classes`. Epochs count from 0; the last one is the final model.
 """
@@ -25,7 +25,7 @@ LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What one training run leaves behind: the object that every score and method reads.
+    """The predictions of one training run: the object that every score and method reads.
 
     Attributes:
         labels: True class of each evaluation sample.
@@ -56,7 +56,7 @@ class RunRecord:
 
     @classmethod
     def from_arrays(cls, probs: np.ndarray, labels: Sequence[int] | np.ndarray) -> "RunRecord":
-        """Make a record from any framework's outputs; the door for a training loop of your own.
+        """Make a record from the outputs of any framework.
 
         Args:
             probs: Class probabilities `[epochs, samples, classes]`.
@@ -66,15 +66,14 @@ class RunRecord:
             InputError: If shapes disagree, a label is outside the classes, or a row of
                 probabilities is not finite, is negative or does not sum to 1.
 
-        >>> import numpy as np
-        >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
+            >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
         >>> record.correct.tolist()
         [[True], [False]]
         """
         probs, labels = np.asarray(probs), np.asarray(labels)
         if probs.ndim != 3 or labels.shape != probs.shape[1:2] or 0 in probs.shape:
-            given = f"probs {probs.shape} and labels {labels.shape}"
-            raise InputError(f"{given}; give probs [epochs, samples, classes], labels [samples]")
+            shapes = f"probs {probs.shape} and labels {labels.shape}"
+            raise InputError(f"{shapes}; give probs [epochs, samples, classes], labels [samples]")
         if not np.issubdtype(labels.dtype, np.integer):
             raise InputError(f"labels are {labels.dtype}; give integer classes")
         classes = probs.shape[2]
@@ -83,10 +82,8 @@ class RunRecord:
             raise InputError(f"labels run {span}; with {classes} classes allow 0 to {classes - 1}")
         for epoch, rows in enumerate(probs):
             if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.01:
-                bad = (
-                    f"the probabilities of epoch {epoch} are not finite, negative or not of sum 1"
-                )
-                raise InputError(f"{bad}; apply a softmax and look for NaN")
+                faults = f"epoch {epoch} are not finite, negative or not of sum 1"
+                raise InputError(f"the probabilities of {faults}; apply a softmax, look for NaN")
         predicted = probs.argmax(axis=2).astype(np.int32)  # before float16 makes ties
         labels, kept = labels.astype(np.int64), np.arange(len(probs))
         return cls(labels=labels, predicted=predicted, kept=kept, probs=probs, classes=classes)
@@ -108,12 +105,11 @@ class RunRecord:
 
     def take(self, index: Int[np.ndarray, " chosen"], half: Literal["val", "test"]) -> "RunRecord":
         """The record of some of the samples."""
-        probs = None if self.probs is None else self.probs[:, index]
         return dataclasses.replace(
             self,
             labels=self.labels[index],
             predicted=self.predicted[:, index],
-            probs=probs,
+            probs=None if self.probs is None else self.probs[:, index],
             half=half,
             index=index if self.index is None else self.index[index],
         )
@@ -132,8 +128,8 @@ class RunRecord:
         middle = len(order) // 2
         val, test = np.sort(order[:middle]), np.sort(order[middle:])
         if missing := sorted(set(self.labels.tolist()) - set(self.labels[val].tolist())):
-            have = f"the validation half of split {seed} has no sample of class {missing[0]}"
-            raise InputError(f"{have}; record more samples or use another split seed")
+            problem = f"the validation half of split {seed} has no sample of class {missing[0]}"
+            raise InputError(f"{problem}; record more samples or use another split seed")
         return self.take(val, "val"), self.take(test, "test")
 
     def keep(self, epochs: Sequence[int] | np.ndarray) -> "RunRecord":
@@ -160,12 +156,8 @@ class RunRecord:
     def save(self, path: Path, *, light: bool = False) -> None:
         """Write one compressed npz file, whole or not at all; `light` leaves out probabilities."""
         config = None if self.config is None else self.config.changes()
-        about: dict[str, Any] = {
-            "version": __version__,
-            "config": config,
-            "provenance": dict(self.provenance),
-            "classes": self.classes,
-        }
+        about: dict[str, Any] = {"version": __version__, "config": config}
+        about |= {"provenance": dict(self.provenance), "classes": self.classes}
         about |= {"half": self.half, "curves": list(self.curves)}
         arrays: dict[str, np.ndarray] = {
             "labels": self.labels,
@@ -173,10 +165,8 @@ class RunRecord:
             "kept": self.kept,
             "curves": np.array([*self.curves.values()], dtype=np.float32),
         }
-        if self.loss_histogram is not None:
-            arrays["loss_histogram"] = self.loss_histogram
-        if self.index is not None:
-            arrays["index"] = self.index
+        optional = {"loss_histogram": self.loss_histogram, "index": self.index}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         if self.probs is not None and light:
             arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:
@@ -206,20 +196,18 @@ class RunRecord:
                 raise ValueError("an array is missing")
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
             config = None if about["config"] is None else _read_config(about)
-            probs, written = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
+            probs, expected = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
-                if not np.array_equal(checksums(probs), written):
+                if not np.array_equal(checksums(probs), expected):
                     raise ValueError("probs.npy is not what the record says that it is")
             arrays["predicted"] = arrays["predicted"].astype(np.int32)
-            rest = {"classes": about["classes"], "provenance": about["provenance"]}
-            rest |= {"half": about["half"], "curves": curves, "config": config}
-            return cls(**arrays, **rest, probs=probs)
+            fields = {name: about[name] for name in ("classes", "provenance", "half")}
+            return cls(**arrays, **fields, curves=curves, config=config, probs=probs)
         except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(
-                f"{file} is damaged or is no record ({reason}); move it away and run again"
-            ) from error
+            problem = f"{file} is damaged or is no record ({reason})"
+            raise InputError(f"{problem}; move it away and run again") from error
 
 
 def _read_config(about: Mapping[str, Any]) -> RunConfig:
@@ -227,8 +215,8 @@ def _read_config(about: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.from_dict(about["config"])
     except InputError as error:
-        written = f"it was written by fmnlib {about.get('version', 'before 0.2')}"
-        raise InputError(f"{written}, this is {__version__}: {error}") from error
+        writer = f"it was written by fmnlib {about.get('version', 'before 0.2')}"
+        raise InputError(f"{writer}, this is {__version__}: {error}") from error
 
 
 def checksums(probs: np.ndarray) -> np.ndarray:

@@ -39,29 +39,23 @@ th, td {{ text-align: right; padding: 0.1rem 0.8rem; border-bottom: 1px solid #c
 """
 
 
-def page(record: RunRecord, found: Diagnosis, fusion: Fusion | None, *, title: str) -> str:
-    """The page, as a string.
-
-    Args:
-        record: The validation half that was diagnosed.
-        found: Its diagnosis.
-        fusion: Its fusion, whose weights are drawn; None where it has no probabilities.
-        title: Heading.
-    """
-    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in found.sentences]
-    parts += [_forgetting(record, found)]
+def page(record: RunRecord, diagnosis: Diagnosis, fusion: Fusion | None, *, title: str) -> str:
+    """The page of a validation half, its diagnosis, and its fusion if it has probabilities."""
+    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in diagnosis.sentences]
+    parts += [_forgetting(record, diagnosis)]
     parts += [_weights(fusion)] if fusion is not None else []
-    return _PAGE.format(title=html.escape(title), body="\n".join([*parts, _table(found)]))
+    body = "\n".join([*parts, _table(diagnosis)])
+    return _PAGE.format(title=html.escape(title), body=body)
 
 
-def _forgetting(record: RunRecord, found: Diagnosis) -> str:
+def _forgetting(record: RunRecord, diagnosis: Diagnosis) -> str:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     retained = scores.retained_fraction(record.correct)
     plots.accuracy_and_retained(figure.add_subplot(), record.accuracy[None], retained[None])
     final, best = record.accuracy[-1], record.accuracy.max()
     alt = (
         f"Accuracy by epoch, at most {best:.0%} and {final:.0%} at the end, and the part of it "
-        f"that the final network retains. They are widest apart at epoch {found.epoch}."
+        f"that the final network retains. They are widest apart at epoch {diagnosis.epoch}."
     )
     return _figure(figure, alt, "The space between the curves is what the final network forgot.")
 
@@ -74,18 +68,17 @@ def _weights(fusion: Fusion) -> str:
     return _figure(figure, alt, "What Knowledge Fusion mixes, chosen on the validation half.")
 
 
-def _table(found: Diagnosis) -> str:
-    shown = found.classes.copy()
+def _table(diagnosis: Diagnosis) -> str:
+    shown = diagnosis.classes.copy()
     for column in ("forgotten", "low", "high"):
         shown[column] = (100 * shown[column]).map("{:.1f}%".format)
     shown["p_value"] = shown["p_value"].map("{:.3g}".format)
-    head = f"Share of each class that was right in mid-training, after epoch {found.epoch} or so"
-    caption = (
-        f"{head}, and is wrong at the end; intervals and p-values hold for all classes together."
-    )
-    named = shown.rename(columns={"p_value": "p-value"}).reset_index()
-    table = named.to_html(index=False, border=0)
-    return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
+    about = f"after epoch {diagnosis.epoch} or so, and is wrong at the end"
+    caption = f"Share of each class that was right in mid-training, {about}"
+    notes = "intervals and p-values hold for all classes together."
+    shown = shown.rename(columns={"p_value": "p-value"}).reset_index()
+    table = shown.to_html(index=False, border=0)
+    return f'<h2>Classes</h2>\n<p>{caption}; {notes}</p>\n<div class="wide">{table}</div>'
 
 
 def _figure(figure: Figure, alt: str, caption: str) -> str:
@@ -93,6 +86,5 @@ def _figure(figure: Figure, alt: str, caption: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "fmnlib"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    source = f"data:image/svg+xml;base64,{data}"
-    image = f'<img src="{source}" alt="{html.escape(alt)}">'
+    image = f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(alt)}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

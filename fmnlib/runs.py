@@ -45,7 +45,7 @@ class Job:
 
 
 def root() -> Path:
-    """Where runs lie: the folder that the environment variable FMN_RUNS names, or runs/."""
+    """The folder of all runs: what the environment variable FMN_RUNS names, or runs/."""
     return Path(os.environ.get("FMN_RUNS", "runs"))
 
 
@@ -121,7 +121,7 @@ def obtain(
 
 
 def listing() -> list[dict[str, str | int | float]]:
-    """The runs there are: id, epochs done, epochs in all, final accuracy, seconds."""
+    """The runs in `root()`: id, state, epochs and final accuracy."""
     rows: list[dict[str, str | int | float]] = []
     for path in sorted(root().glob("*/config.json")):
         row: dict[str, str | int | float] = {"run": path.parent.name, "state": "unfinished"}

@@ -25,10 +25,10 @@ class Tracker:
     """The growing record of a training loop, on disk.
 
     Args:
-        folder: Where it lies; made at the first note.
+        folder: Its folder; made at the first note.
         labels: True classes `[samples]` of the fixed samples whose outputs are noted.
-        start: The epoch that is noted next. A loop that goes on after a crash says where: the
-            epochs before it are there already, and any from it on are noted anew.
+        start: The epoch that is noted next, above 0 for a loop that goes on after a crash: the
+            epochs before it are kept, and any from it on are noted anew.
 
     Raises:
         InputError: If the folder holds another loop's epochs, or fewer than `start`.
@@ -44,25 +44,25 @@ class Tracker:
     def __init__(self, folder: Path | str, labels: Any, *, start: int = 0) -> None:
         self.folder, self.labels = Path(folder), as_array(labels)
         if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
-            given = f"labels are {self.labels.dtype} of shape {self.labels.shape}"
-            raise InputError(f"{given}; give one integer class a sample")
+            problem = f"labels are {self.labels.dtype} of shape {self.labels.shape}"
+            raise InputError(f"{problem}; give one integer class a sample")
         if not self.labels.size or self.labels.min() < 0:
             raise InputError("labels are empty or negative; give one class from 0 on a sample")
         self.labels = self.labels.astype(np.int64)
         self._classes, self.epochs = 0, 0
         if is_tracked(self.folder):
-            known, self._classes = _read_head(self.folder)
-            self.epochs = _epochs(self.folder, len(known))
-            if not np.array_equal(known, self.labels):
+            stored, self._classes = _read_head(self.folder)
+            self.epochs = _epochs(self.folder, len(stored))
+            if not np.array_equal(stored, self.labels):
                 raise InputError(f"{folder} was tracked with other labels; use another folder")
         if start > self.epochs or (start == 0 < self.epochs) or start < 0:
-            there = f"{folder} holds {self.epochs} epochs and start is {start}"
+            problem = f"{folder} holds {self.epochs} epochs and start is {start}"
             allowed = f"start at 1 to {self.epochs}" if self.epochs else "leave start out"
-            raise InputError(f"{there}; use another folder, or {allowed}")
+            raise InputError(f"{problem}; use another folder, or {allowed}")
         self.epochs = start
 
     def note(self, outputs: Any, model: Any = None) -> float:
-        """Write down what the network says after an epoch; return its accuracy.
+        """Record the outputs of the network after an epoch; return its accuracy.
 
         Args:
             outputs: Logits or probabilities `[samples, classes]`: an array or a tensor of any
@@ -75,8 +75,8 @@ class Tracker:
         probs = as_probs(outputs)
         classes = self._classes or max(probs.shape[1], int(self.labels.max()) + 1)
         if probs.shape != (len(self.labels), classes):
-            wanted = f"[{len(self.labels)}, {classes}]"
-            raise InputError(f"outputs are {list(probs.shape)}; give {wanted}, a row a label")
+            shape = f"[{len(self.labels)}, {classes}]"
+            raise InputError(f"outputs are {list(probs.shape)}; give {shape}, a row a label")
         if not self._classes:
             head = {"labels": self.labels.tolist(), "classes": classes}
             write_whole(self.folder / "tracked.json", json.dumps(head).encode())
@@ -88,7 +88,7 @@ class Tracker:
         if model is not None:
             _save(self.folder / "checkpoints" / f"epoch_{self.epochs:04d}.safetensors", model)
         predicted = probs.argmax(axis=1).astype("<i4")  # before float16 makes ties
-        _cut(self.folder / "predicted.i32", self.epochs * predicted.nbytes)
+        _truncate(self.folder / "predicted.i32", self.epochs * predicted.nbytes)
         _append(self.folder / "probs.f16", self.epochs, probs.astype("<f2"))
         _append(self.folder / "predicted.i32", self.epochs, predicted)
         self.epochs += 1
@@ -114,8 +114,8 @@ def load_tracked(folder: Path | str) -> RunRecord:
         predicted = np.fromfile(folder / "predicted.i32", "<i4", shape[0] * shape[1])
         probs = np.memmap(folder / "probs.f16", "<f2", "r", shape=(*shape, classes))
     except (OSError, ValueError) as error:
-        told = f"{folder} is damaged ({error})"
-        raise InputError(f"{told}; track the loop again, in another folder") from error
+        problem = f"{folder} is damaged ({error}); track the loop again, in another folder"
+        raise InputError(problem) from error
     record = RunRecord.from_arrays(probs, labels)
     return dataclasses.replace(record, predicted=predicted.reshape(shape).astype(np.int32))
 
@@ -158,15 +158,15 @@ def _save(path: Path, model: Any) -> None:
 
 
 def _append(path: Path, row: int, values: np.ndarray) -> None:
-    """Write a row over whatever a killed write left behind it, and make sure that it is there."""
-    _cut(path, row * values.nbytes)
+    """Append a row in place of what a killed write left behind, and flush it to the disk."""
+    _truncate(path, row * values.nbytes)
     with path.open("ab") as file:
         file.write(values.tobytes())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _cut(path: Path, length: int) -> None:
+def _truncate(path: Path, length: int) -> None:
     if path.exists():
         os.truncate(path, length)
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fmnlib.config import InputError
-from fmnlib.tracker import Tracker
+from fmnlib.record import RunRecord
+from fmnlib.tracker import Tracker, load_tracked
 
 
 class Watch:
     """A tracker that runs the model itself, on the same batches after each epoch.
 
     Args:
-        folder: Where the record and the checkpoints lie.
+        folder: Folder of the record and the checkpoints.
         batches: The validation data, the same in every pass and never shuffled: pairs
             `(inputs, labels)`, or mappings that hold "labels" beside the model's arguments.
         start: As in `Tracker`.
@@ -36,12 +37,12 @@ class Watch:
             kind = type(batches).__name__
             raise InputError(f"batches are a {kind}, read once; give a DataLoader or a list")
         with _undisturbed():
-            found = [_labels(batch) for batch in batches]
-        labels = torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
+            parts = [_labels(batch) for batch in batches]
+        labels = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
         self.batches, self.tracker = batches, Tracker(folder, labels, start=start)
 
     def note(self, model: nn.Module) -> float:
-        """Write down an epoch: outputs, and the weights as a checkpoint; return the accuracy.
+        """Record an epoch: outputs, and the weights as a checkpoint; return the accuracy.
 
         Raises:
             InputError: If the batches come in another order than before.
@@ -52,16 +53,30 @@ class Watch:
         return self.tracker.note(logits, model)
 
 
+class WatchCallback:
+    """The common part of the callbacks that record every epoch with a `Watch`.
+
+    Args:
+        folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
+        batches: As in `Watch`.
+    """
+
+    watch: Watch | None = None  # stays None in all processes but the first
+
+    def __init__(self, folder: Path | str, batches: Iterable[Any]) -> None:
+        self.folder, self.batches = folder, batches
+
+    def record(self) -> RunRecord:
+        """The record of the epochs so far."""
+        return load_tracked(self.folder)
+
+
 @torch.no_grad()
 def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     """Logits `[samples, classes]` and labels `[samples]` on the CPU, in evaluation mode.
 
-    The model's modes and torch's random state are afterwards what they were, so that a training
-    which is watched goes as it would have gone.
-
-    Args:
-        model: Returns logits, or an object with `.logits`, as Hugging Face's models do.
-        batches: As in `Watch`.
+    The model returns logits, or an object with `.logits`, as Hugging Face's models do. Its modes
+    and torch's random state are restored, so that watching changes nothing in a training.
     """
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -90,8 +105,8 @@ def _labels(batch: Any) -> Tensor:
         return torch.as_tensor(batch["labels"]).cpu().long()
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return torch.as_tensor(batch[1]).cpu().long()
-    given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise InputError(f"a batch is {given}; give (inputs, labels) or a mapping with 'labels'")
+    content = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    raise InputError(f"a batch is {content}; give (inputs, labels) or a mapping with 'labels'")
 
 
 @contextmanager

@@ -1,35 +1,23 @@
 """A callback of Hugging Face's Trainer that records every epoch; extra `huggingface`."""
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fmnlib.record import RunRecord
-from fmnlib.tracker import load_tracked
-from fmnlib.watch import Watch
+from fmnlib.watch import Watch, WatchCallback
 
 
-class RecordEpochs(TrainerCallback):
+class RecordEpochs(WatchCallback, TrainerCallback):
     """Keep the model's outputs on `batches` and its weights after every training epoch.
 
     A training that goes on from the Trainer's own checkpoint goes on in the folder as well. Where
     several processes train, the first one records.
 
     Args:
-        folder: Where the record and the checkpoints lie; `fmn score FOLDER` reads it.
+        folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
         batches: Mappings that hold "labels" beside the model's arguments, such as
             `DataLoader(dataset, 64, collate_fn=default_data_collator)`.
     """
-
-    def __init__(self, folder: Path | str, batches: Iterable[Any]) -> None:
-        self.folder, self.batches = folder, batches
-        self.watch: Watch | None = None
-
-    def record(self) -> RunRecord:
-        """The record of the epochs so far."""
-        return load_tracked(self.folder)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
@@ -42,6 +30,6 @@ class RecordEpochs(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        """Write down the epoch."""
+        """Record the epoch."""
         if self.watch is not None:
             self.watch.note(rest["model"])
