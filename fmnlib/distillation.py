@@ -191,8 +191,9 @@ def _average(
     started = time.perf_counter()
     data = load(config, device)
     states = ((load_network(m, data).state_dict(), m.weight) for m in members)
-    every = torch.arange(len(data.labels), device=device).split(500)
-    images = (batch.images for batch in data.batches(every, "none", 0))
+    order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
+    batches = data.batches(order.to(device).split(500), "none", 0)
+    images = (batch.images for batch in batches)  # folders lie in order of class
     model = load_average(build_model(config, data), states, images)
     save_tensors(checkpoint_path(folder, 0), model.state_dict())
     logits = predict(model, data, data.eval_images, config.precision)

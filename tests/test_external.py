@@ -358,3 +358,32 @@ def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):
     assert code == 0
     assert json.loads(out)["final"] == "s3.pt"
     assert "shorter side to 37 pixels" in json.loads(out)["images"]
+
+
+def test_batchnorm_is_estimated_on_images_of_all_classes_at_a_time(tmp_path, monkeypatch):
+    """A folder lies in order of class; batches of one class have statistics of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))\n"
+    )
+    for shade in (0, 1):
+        (tmp_path / "val" / str(shade)).mkdir(parents=True)
+        for n in range(300):
+            Image.new("L", (8, 8), 200 * shade + n % 50).save(
+                tmp_path / "val" / str(shade) / f"{n}.png"
+            )
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
+    pixels = GREY.normalize(open_folder(tmp_path / "val", GREY).load())
+    net[0].running_mean[:], net[0].running_var[:] = pixels.mean(), pixels.var()
+    nn.init.constant_(net[2].bias, 0.0)
+    net[2].weight.data = torch.tensor([[-1.0], [1.0]]).expand(2, 64).clone()
+    for n in range(2):
+        torch.save(net.state_dict(), tmp_path / f"e{n}.pt")
+    words = "--checkpoints e*.pt --model net.py:build --data val --size 8 --resize 8"
+    monkeypatch.setattr(sys, "argv", f"fmn fuse {words} --mean 0.5 --std 0.5 --window 0".split())
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    written = read_state(tmp_path / "fused.safetensors")
+    assert written["0.running_var"].item() == pytest.approx(pixels.var().item(), rel=0.1)

@@ -16,7 +16,7 @@ NOISY = {"noise": "symmetric", "noise_rate": 0.4}
 @pytest.fixture
 def tiny(monkeypatch, runs_root):
     """A grid of two cells of digits."""
-    monkeypatch.setitem(grid.GRIDS, "tiny", ("quick", [NOISY | TINY, TINY], False))
+    monkeypatch.setitem(grid.GRIDS, "tiny", grid.Grid("quick", [NOISY | TINY, TINY]))
     return cells("tiny", seeds=[0])
 
 

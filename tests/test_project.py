@@ -28,7 +28,11 @@ NO_TORCH = (
 
 def test_layers_import_downwards():
     """The layers stand in pyproject.toml; import-linter holds them."""
-    linter = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as m; m(["--no-cache"])"]
+    linter = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as m; m(['--no-cache'])",
+    ]
     done = subprocess.run(linter, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "1 kept, 0 broken" in done.stdout

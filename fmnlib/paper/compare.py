@@ -29,6 +29,7 @@ def compare(
     item: str,
     splits: Sequence[int] = (0, 1, 2),
     members: int = 3,
+    teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
     """Score single networks, ensembles and students on the runs of these configs.
@@ -41,6 +42,7 @@ def compare(
         item: Name of the experiment, such as label_noise.
         splits: Seeds of the splits.
         members: Size of the independent ensemble.
+        teacher_views: Of the student, as in `StudentConfig`.
         fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]
@@ -51,8 +53,9 @@ def compare(
         for split in splits:
             fusions = _fuse_run(ensemble[0].split(split)[0])
             cells.append((split, ensemble, fusions))
-            jobs.append(runs.averaged(config, "kf", fusions["kf"]))
-            jobs.append(runs.student(config, "kf", fusions["kf"]))
+            kf = fusions["kf"]
+            jobs.append(runs.averaged(config, "kf", kf))
+            jobs.append(runs.student(config, "kf", kf, teacher_views=teacher_views))
     merged = iter(runs.obtain(jobs, fresh=fresh))
     results = []
     for split, ensemble, fusions in cells:
@@ -240,6 +243,7 @@ def compare_students(
         item: Name of the experiment.
         splits: Seeds of the splits.
         members: Size of the independent ensemble.
+        teacher_views: Of the student, as in `StudentConfig`.
         fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]

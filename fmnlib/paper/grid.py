@@ -28,10 +28,12 @@ class Cell:
     Attributes:
         config: The run.
         wider: Compare with the papers' Table 3 and with the students of other teachers instead.
+        teacher_views: Of its student, as in `StudentConfig`.
     """
 
     config: RunConfig
     wider: bool = False
+    teacher_views: int = 0
 
     @property
     def id(self) -> str:
@@ -47,15 +49,48 @@ _SMALL = {"train_samples": 10_000, "eval_samples": 5_000, "precision": "bfloat16
 _CONVNET = _SYMMETRIC_40 | _SMALL | {"model": "convnet", "width": 2.0}
 _CIFAR100 = _SYMMETRIC_40 | _SMALL | {"dataset": "cifar100", "epochs": 30}
 
-# For each grid its profile, what its cells change, most informative first, and whether the first
-# three also have wider cells.
-GRIDS: dict[str, tuple[str, list[dict[str, Any]], bool]] = {
-    "paper": (
+_NARROW = {"width": 0.25, "eval_samples": 5_000, "precision": "bfloat16"}
+_AUGMENTED = _NARROW | {"train_samples": 10_000, "epochs": 100}
+_MEMORISING = _NARROW | {"train_samples": 20_000, "epochs": 40, "augment": "none"}
+_HUMAN = {"noise": "human"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What the cells of a grid have in common, and what each changes, most informative first.
+
+    Attributes:
+        profile: Of `RunConfig.of_profile`.
+        changes: Of the profile, for each cell.
+        wider: The first three cells also have wider ones.
+        teacher_views: Of the students of augmented runs.
+        vary_noise: Every training seed has its own noise and its own part of the images.
+    """
+
+    profile: str
+    changes: list[dict[str, Any]]
+    wider: bool = False
+    teacher_views: int = 0
+    vary_noise: bool = False
+
+
+GRIDS = {
+    "paper": Grid(
         "paper",
-        [_SYMMETRIC_40, {}, _ASYMMETRIC_40, _SYMMETRIC_20, _ASYMMETRIC_20, {"noise": "human"}],
-        True,
+        [_SYMMETRIC_40, {}, _ASYMMETRIC_40, _SYMMETRIC_20, _ASYMMETRIC_20, _HUMAN],
+        wider=True,
+        teacher_views=16,
     ),
-    "cpu": ("standard", [_CONVNET, _CIFAR100], False),
+    "cpu": Grid("standard", [_CONVNET, _CIFAR100]),
+    "cifar": Grid(
+        "paper",
+        [
+            *(_AUGMENTED | _SYMMETRIC_40, _MEMORISING | _SYMMETRIC_40, _AUGMENTED),
+            *(_AUGMENTED | noise for noise in (_ASYMMETRIC_40, _HUMAN, _SYMMETRIC_20)),
+        ],
+        teacher_views=8,
+        vary_noise=True,
+    ),
 }
 
 
@@ -67,10 +102,15 @@ def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
     """
     if grid not in GRIDS:
         raise InputError(f"grid is {grid!r}; choose one of {', '.join(GRIDS)}")
-    profile, changes, wider = GRIDS[grid]
-    every = [RunConfig.of_profile(profile, **c, seed=seed) for c in changes for seed in seeds]
-    wide = every[: 3 * len(seeds)] if wider else []
-    return [Cell(config) for config in every] + [Cell(config, wider=True) for config in wide]
+    plan, every = GRIDS[grid], []
+    for change in plan.changes:
+        for seed in seeds:
+            drawn = {"noise_seed": seed} if plan.vary_noise else {}
+            config = RunConfig.of_profile(plan.profile, **change, seed=seed, **drawn)
+            views = 0 if config.augment == "none" else plan.teacher_views
+            every.append(Cell(config, teacher_views=views))
+    wide = every[: 3 * len(seeds)] if plan.wider else []
+    return every + [dataclasses.replace(cell, wider=True) for cell in wide]
 
 
 def work(
@@ -154,7 +194,9 @@ def publish(every: Sequence[Cell], target: Path) -> int:
             results = compare.compare_protocols([cell.config], **options)
             results += compare.compare_students([cell.config], members=_MEMBERS, **options)
         else:
-            results = compare.compare([cell.config], members=_MEMBERS, **options)
+            views = cell.teacher_views
+            options |= {"members": _MEMBERS, "teacher_views": views}
+            results = compare.compare([cell.config], **options)
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
         scores = [dataclasses.asdict(result) for result in results]
         content[cell.id] = {"provenance": dict(record.provenance), "results": scores}
@@ -188,7 +230,8 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
     distilled = averaged = None
     if runs.complete(config):
         kf = knowledge_fusion(RunRecord.load(runs.folder(config)).split(_SPLIT)[0])
-        distilled, averaged = runs.student(config, "kf", kf), runs.averaged(config, "kf", kf)
+        averaged = runs.averaged(config, "kf", kf)
+        distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
     yield "Distilled KF", distilled
     yield "Averaged KF", averaged
     for number, member in enumerate(ensemble[1:], 2):
