@@ -243,7 +243,8 @@ def grid_of_runs(
     """Work through a grid of runs, most telling first; what was stopped goes on.
 
     Args:
-        name: paper (CIFAR-100, ResNet-18: the papers' tables) or cpu (what two cores can do).
+        name: paper (CIFAR-100, ResNet-18: the papers' tables), cifar (the same at a quarter of the
+            width, for CPU cores) or cpu (smaller networks).
         status: Only say what is done, running and left.
         out: Write scores and light records of the complete cells into this folder; cells that it
             holds already are not trained again.
