@@ -240,7 +240,7 @@ def grid_of_runs(
     device: str = "auto",
     as_json: Json = False,
 ) -> None:
-    """Work through a grid of runs, most telling first; what was stopped goes on.
+    """Work through a grid of runs, most informative first; what was stopped is resumed.
 
     Args:
         name: paper (CIFAR-100, ResNet-18: the papers' tables), cifar (the same at a quarter of the

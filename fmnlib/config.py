@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-TAIL = 0.75
-"""Where the tail of a learning rate schedule begins, as a share of the run."""
+TAIL = 0.75  # where the tail of a learning rate schedule begins, as a share of the run
 
 
 class InputError(ValueError):

@@ -20,11 +20,10 @@ from fmnlib.images import ImageFiles, Preprocessing, open_animal10n, open_split
 from fmnlib.noise import noisy_labels
 
 Images = np.ndarray | ImageFiles
+# Training images uint8 `[samples, channels, side, side]`, labels, evaluation images, labels.
 Source = tuple[Images, np.ndarray, Images, np.ndarray]
-"""Training images uint8 `[samples, channels, side, side]`, labels, evaluation images, labels."""
 
-STATISTICS_SAMPLES = 2000
-"""Images of a large folder from which mean and deviation of the pixels are computed."""
+STATISTICS_SAMPLES = 2000  # of a large folder give mean and deviation of the pixels
 
 _TORCHVISION = {
     "mnist": ("MNIST", "mnist"),

@@ -26,8 +26,7 @@ from fmnlib.recorder import provenance
 from fmnlib.step import Criterion
 from fmnlib.training import build_model, pick_device, predict, train
 
-Teacher = Sequence[tuple[nn.Module, float]]
-"""Networks and their weights in the mixture, of sum 1."""
+Teacher = Sequence[tuple[nn.Module, float]]  # networks, and weights of sum 1
 
 
 @dataclasses.dataclass(frozen=True)

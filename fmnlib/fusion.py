@@ -81,7 +81,6 @@ def fuse(record: RunRecord, fusion: Fusion) -> Probs:
     Raises:
         InputError: If the record lacks probabilities of an epoch that has weight.
 
-    >>> import numpy as np
     >>> record = RunRecord.from_arrays(np.array([[[0.75, 0.25]], [[0.25, 0.75]]]), [0])
     >>> fuse(record, uniform(record)).tolist()
     [[0.5, 0.5]]
@@ -125,7 +124,6 @@ def horizontal(record: RunRecord, networks: int) -> Fusion:
 def fixed_jumps(record: RunRecord, networks: int) -> Fusion:
     """Equally spaced networks, the last one among them, equally weighted.
 
-    >>> import numpy as np
     >>> record = RunRecord.from_arrays(np.full((6, 1, 2), 0.5), [0])
     >>> np.flatnonzero(fixed_jumps(record, 3).weights).tolist()
     [1, 3, 5]
@@ -168,7 +166,6 @@ def knowledge_fusion(
         grid: Shares to try, such as the papers' `np.arange(0, 1.005, 0.01)`. Where not given,
             the share is exact: the middle of the widest interval of best accuracy.
 
-    >>> import numpy as np
     >>> probs = np.array([[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]])
     >>> found = knowledge_fusion(RunRecord.from_arrays(probs, [0, 0]), window=0)
     >>> found.picks, found.weights.tolist()
@@ -235,7 +232,6 @@ def greedy_selection(val: RunRecord, size: int) -> Fusion:
         val: The validation half of a run.
         size: Number of networks that are added.
 
-    >>> import numpy as np
     >>> probs = np.array([[[0.9, 0.1], [0.6, 0.4]], [[0.4, 0.6], [0.1, 0.9]]])
     >>> greedy_selection(RunRecord.from_arrays(probs, [0, 1]), size=4).weights.tolist()
     [0.5, 0.5]
@@ -269,7 +265,6 @@ def likelihood_weights(val: RunRecord, *, tolerance: float = 1e-3) -> Fusion:
         val: The validation half of a run.
         tolerance: How far from the optimum the log-likelihood may stay, in nats a sample.
 
-    >>> import numpy as np
     >>> probs = np.array([[[0.8, 0.2], [0.8, 0.2]], [[0.2, 0.8], [0.2, 0.8]]])
     >>> likelihood_weights(RunRecord.from_arrays(probs, [0, 1])).weights.tolist()
     [0.5, 0.5]
@@ -309,7 +304,6 @@ def share_intervals(
     beat every rival are therefore one interval; it is empty where lo >= hi. Of two classes that
     tie at every share the lower index wins, as it does for argmax.
 
-    >>> import numpy as np
     >>> q, p = np.array([[0.25, 0.75]]), np.array([[1.0, 0.0]])
     >>> [end.tolist() for end in share_intervals(q, p, np.array([0]))]
     [[0.3333333333333333], [1.0]]
@@ -341,7 +335,6 @@ def best_share(
     Returns:
         The share, the number of samples right at it, the width of its interval.
 
-    >>> import numpy as np
     >>> best_share(np.array([0.0, 0.25]), np.array([0.75, 1.0]))
     (0.5, 2, 0.5)
     """
@@ -372,7 +365,6 @@ def em_step(
     Returns:
         The new weights, and max_e g_e - 1, the most, in nats a sample, that is left to gain.
 
-    >>> import numpy as np
     >>> em_step(np.array([0.5, 0.5]), np.array([[0.75], [0.25]]))[0].tolist()
     [0.75, 0.25]
     """

@@ -25,8 +25,7 @@ from fmnlib.config import InputError
 IN_MEMORY = 2**30
 """Most bytes of images that are held in memory; more are read from their files in each pass."""
 
-FEW = 500
-"""Images that are loaded without worker processes."""
+FEW = 500  # images are loaded without worker processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

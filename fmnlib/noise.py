@@ -85,7 +85,6 @@ def confused_with(dataset: str, classes: int) -> dict[int, int]:
 def symmetric(labels: Int[np.ndarray, " samples"], classes: int, rate: float, seed: int) -> Noisy:
     """Flip exactly round(rate * N) labels, each to one of the other classes at random.
 
-    >>> import numpy as np
     >>> noisy, flipped = symmetric(np.zeros(10, int), classes=3, rate=0.4, seed=0)
     >>> int(flipped.sum()), bool((noisy[flipped] != 0).all())
     (4, True)
@@ -109,7 +108,6 @@ def asymmetric(
         rate: Share of the labels of each mistaken class that are flipped.
         seed: Draws which ones.
 
-    >>> import numpy as np
     >>> noisy, flipped = asymmetric(np.array([0, 0, 1, 1]), {0: 1}, rate=0.5, seed=0)
     >>> sorted(noisy[:2].tolist()), noisy[2:].tolist()
     ([0, 1], [1, 1])
@@ -128,7 +126,6 @@ def transition(
 ) -> Noisy:
     """Draw each label from the row of its true class: P(noisy = j | true = i) = matrix[i, j].
 
-    >>> import numpy as np
     >>> transition(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]]), seed=0)[0].tolist()
     [1, 0]
     """
@@ -151,7 +148,6 @@ def human(
 ) -> Noisy:
     """Labels by human annotators, such as CIFAR-100N, checked to be in the order of `labels`.
 
-    >>> import numpy as np
     >>> human(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]))[1].tolist()
     [False, True]
     """

@@ -8,8 +8,7 @@ is then a film of its decision regions, and accuracy is the share of the area th
 import numpy as np
 from jaxtyping import Float, Int, Real, UInt8
 
-SIDE = 64
-"""Points of the lattice along each side of the square."""
+SIDE = 64  # points of the lattice along each side of the square
 
 
 def wave(

@@ -16,7 +16,6 @@ from matplotlib.ticker import FuncFormatter
 from fmnlib.stats import Numbers
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}%")
-"""Ticks of shares: as many digits as they need."""
 
 LineStyle = str | tuple[int, tuple[int, ...]]
 

@@ -20,7 +20,6 @@ def forget_fraction(
         final: Which samples the final predictor gets right; the last epoch where not given.
             Knowledge Fusion gives the predictor fused so far.
 
-    >>> import numpy as np
     >>> forget_fraction(np.array([[True, True], [False, True]])).tolist()
     [0.5, 0.0]
     """
@@ -33,7 +32,6 @@ def learn_fraction(
 ) -> Float[np.ndarray, " epochs"]:
     """L_e: the share of samples that are wrong after epoch e and right at the end.
 
-    >>> import numpy as np
     >>> learn_fraction(np.array([[False, True], [True, True]])).tolist()
     [0.5, 0.0]
     """
@@ -45,7 +43,6 @@ def retained_fraction(
 ) -> Float[np.ndarray, " epochs"]:
     """The share of samples right after epoch e and still right at the end: acc(e) - F_e.
 
-    >>> import numpy as np
     >>> retained_fraction(np.array([[True, True], [False, True]])).tolist()
     [0.5, 0.5]
     """
@@ -59,7 +56,6 @@ def last_correct_epoch(
 
     For a sample that is wrong at the end this is its forget time (AAAI Fig. 3b).
 
-    >>> import numpy as np
     >>> last_correct_epoch(np.array([[True, False], [True, False], [False, False]])).tolist()
     [1, -1]
     """
@@ -72,7 +68,6 @@ def forgotten_after(
 ) -> Bool[np.ndarray, " samples"]:
     """M(n): the samples that are right at some epoch later than n and wrong at the end.
 
-    >>> import numpy as np
     >>> correct = np.array([[True, False], [False, True], [False, False]])
     >>> forgotten_after(correct, 0).tolist()
     [False, True]
@@ -85,7 +80,6 @@ def dip(accuracy: Float[np.ndarray, " epochs"]) -> tuple[int, int]:
 
     The pair with the largest fall from one epoch to a later one; equal where nothing falls.
 
-    >>> import numpy as np
     >>> dip(np.array([0.5, 0.8, 0.6, 0.7]))
     (1, 2)
     """
@@ -101,7 +95,6 @@ def by_class(
 
     `by_class(correct & ~correct[-1], labels, classes)` is F_e of each class.
 
-    >>> import numpy as np
     >>> correct = np.array([[True, True, True], [False, True, True]])
     >>> by_class(correct & ~correct[-1], np.array([0, 0, 1]), 2).tolist()
     [[0.5, 0.0], [0.0, 0.0]]

@@ -20,8 +20,7 @@ from fmnlib.parallel import World
 Criterion = Callable[[Tensor, Batch], Tensor]
 """Loss per sample from the logits and the batch that gave them."""
 
-EAGER_STEPS = 3
-"""Steps of a batch size before its capture, in which libraries choose their kernels."""
+EAGER_STEPS = 3  # of a batch size before its capture: libraries choose their kernels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,7 @@ from fmnlib.record import RunRecord
 from fmnlib.recorder import Background, EpochOutputs, Recorder
 from fmnlib.step import Criterion, Parts, Step, make_optimizer
 
-WARMUP_START = 0.01
-"""Share of the peak learning rate at which the warm-up begins."""
+WARMUP_START = 0.01  # share of the peak learning rate
 
 
 def train(
