@@ -3,7 +3,6 @@
 A cell that no machine has measured has a dash; the papers' numbers of the same cell stand below.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from fmnlib.stats import Numbers, paired_difference, percent, points, summarize,
 from results import read
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "resnet8": "ResNet-8"}
+NAMES |= {"none": "memorising", "crop_flip": "augmented"}
 PAIRS = [("kf", "single"), ("distilled_kf", "single"), ("kf", "independent")]
 METHODS = "single early_stopping independent kf averaged_kf distilled_kf".split()
 
@@ -37,41 +37,51 @@ class GridTable(SphinxDirective):
 
         name = f"{self.options['results']}/results.json"
         there = Path(self.env.srcdir, "results", name).exists()
-        content = list(read(self.env, name)["cells"].values()) if there else []
-        found = measured(row for cell in content for row in cell["results"])
-        configs = [cell.config for cell in cells(self.arguments[0]) if not cell.wider]
-        wanted = dict.fromkeys((f"{c.dataset}-{c.model}", c.setting) for c in configs)
-        scores = [summary(found.get(cell, [])) for cell in wanted]
-        several = len({item for item, _ in wanted}) > 1
-        heads = [named(item) if several else setting for item, setting in wanted]
+        content = read(self.env, name)["cells"] if there else {}
+        columns: dict[tuple[str, ...], list[str]] = {}
+        for cell in cells(self.arguments[0]):
+            if not cell.wider:
+                c = cell.config
+                columns.setdefault((c.dataset, c.model, c.augment, c.setting), []).append(cell.id)
+        columns = {key: [i for i in ids if i in content] for key, ids in columns.items()}
+        if any(columns.values()):  # a grid that has begun shows what is measured
+            columns = {key: ids for key, ids in columns.items() if ids}
+        rows_of = {
+            key: [Result(**row) for i in ids for row in content[i]["results"]]
+            for key, ids in columns.items()
+        }
+        heads, scores = headings(list(columns)), [summary(rows) for rows in rows_of.values()]
         rows = {"training seeds": [f"{s['single']['n']:.0f}" if s else "0" for s in scores]}
         rows["largest forget fraction, %"] = [
-            with_error(self.forgotten(cell)) if cell in found else "—" for cell in wanted
+            with_error(self.forgotten(ids)) if ids else "—" for ids in columns.values()
         ]
         for method in METHODS:
             row = [with_error(s[method]) if s else "—" for s in scores]
             rows[LOOKS[method].name] = row
         for method, baseline in PAIRS:
             name = f"{LOOKS[method].name} less {LOOKS[baseline].name}"
-            rows[name] = [gain(found.get(cell, []), method, baseline) for cell in wanted]
+            rows[name] = [gain(results, method, baseline) for results in rows_of.values()]
         for method in ("single", "kf") if "published" in self.options else ():
-            row = [self.published(method, setting) for _, setting in wanted]
+            row = [self.published(method, key[-1]) for key in columns]
             rows[f"{LOOKS[method].name}, published"] = row
         lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
         lines += [":header-rows: 1", ":stub-columns: 1", ":class: numbers", ""]
         lines += [",".join(["method", *heads])]
         lines += [",".join([f'"{name}"', *row]) for name, row in rows.items()]
         box = nodes.container(classes=["results-table"])
-        lines += [":::", "", self.origin([cell["provenance"] for cell in content])]
+        lines += [
+            ":::",
+            "",
+            self.origin([content[i]["provenance"] for ids in columns.values() for i in ids]),
+        ]
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
         return [box]
 
-    def forgotten(self, cell: tuple[str, str]) -> Numbers:
-        """The largest F_e of each run of a cell, from its light record."""
-        (dataset, model), setting = cell[0].split("-"), cell[1]
+    def forgotten(self, ids: list[str]) -> Numbers:
+        """The largest F_e of each run of a column, from its light record."""
         records = Path(self.env.srcdir, "results", self.options["results"], "records")
-        files = sorted(records.glob(f"{dataset}-{model}-{setting}-s*.npz"))
-        return percent([forget_fraction(RunRecord.load(f).correct).max() for f in files])
+        loaded = [RunRecord.load(records / f"{i}.npz") for i in ids]
+        return percent([forget_fraction(record.correct).max() for record in loaded])
 
     def published(self, method: str, setting: str) -> str:
         key = "c100_r18" if setting == "clean" else f"c100_{setting}"
@@ -94,16 +104,10 @@ class GridTable(SphinxDirective):
         )
 
 
-def measured(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[Result]]:
-    """Scores by data set with network, and by noise."""
-    found: dict[tuple[str, str], list[Result]] = {}
-    for row in rows:
-        found.setdefault((row["item"], row["setting"]), []).append(Result(**row))
-    return found
-
-
-def named(item: str) -> str:
-    return " ".join(NAMES.get(word, word) for word in item.split("-"))
+def headings(columns: list[tuple[str, ...]]) -> list[str]:
+    """Of each column what is not the same in all of them."""
+    varying = [part for part in range(4) if len({key[part] for key in columns}) > 1] or [3]
+    return [" ".join(NAMES.get(key[part], key[part]) for part in varying) for key in columns]
 
 
 def summary(results: list[Result]) -> dict[str, Numbers]:
