@@ -287,3 +287,13 @@ def test_a_record_of_another_version_loads_or_names_the_version_and_the_field(tm
         InputError, match=r"by fmnlib 9\.0, this is .*: a run has no setting 'shape'"
     ):
         RunRecord.load(newer)
+
+
+def test_a_part_knows_which_samples_of_the_whole_it_holds():
+    record = RunRecord.from_arrays(PROBS.astype(np.float64), LABELS)
+    val, test = record.split(0)
+    assert sorted([*val.index, *test.index]) == list(range(SAMPLES))
+    np.testing.assert_array_equal(record.labels[val.index], val.labels)
+    part = val.take(np.array([5, 2]), "val")  # as the folds of a diagnosis are
+    np.testing.assert_array_equal(part.index, val.index[[5, 2]])
+    np.testing.assert_array_equal(record.predicted[:, part.index], part.predicted)
