@@ -104,6 +104,8 @@ class RunConfig:
     """Label noise: none, symmetric, asymmetric, human (CIFAR-100N) or matrix:FILE.csv."""
     noise_rate: float = _range(0.0, 0, below=1)
     """Share of the training labels that are flipped (symmetric, asymmetric)."""
+    validation_half: str = "unused"
+    """unused, or what labels it has to train on: added:SPLIT to the others, or alone:SPLIT."""
     ema: float = _range(0.0, 0, below=1)
     """Decay of the exponential moving average of weights that is recorded; 0 is off."""
     keep_every: int = _range(1, 1)
@@ -130,6 +132,12 @@ class RunConfig:
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
             problem = f"keep is {self.keep} in a run of {self.epochs} epochs"
             raise InputError(f"{problem}; epochs count from 0 to {self.epochs - 1}")
+        use, _, split = self.validation_half.partition(":")
+        if self.validation_half != "unused" and not (
+            use in ("added", "alone") and split.isdigit()
+        ):
+            problem = f"validation_half is {self.validation_half!r}"
+            raise InputError(f"{problem}; allowed are unused, added:SPLIT or alone:SPLIT")
         kind, _, file = self.noise.partition(":")
         fixed, drawn = ("none", "human"), ("symmetric", "asymmetric")
         if self.noise not in (*fixed, *drawn) and not (kind == "matrix" and file):
@@ -156,6 +164,15 @@ class RunConfig:
         kind, rate = self.noise.partition(":")[0], round(100 * self.noise_rate)
         short = {"none": "clean", "symmetric": f"sym{rate}", "asymmetric": f"asym{rate}"}
         return short.get(kind, kind)
+
+    @property
+    def condition(self) -> str:
+        """Regime and noise; the papers' regime is augmented, classic overfitting is memorising.
+
+        >>> RunConfig(noise="symmetric", noise_rate=0.4).condition
+        'memorising_sym40'
+        """
+        return f"{'memorising' if self.augment == 'none' else 'augmented'}_{self.setting}"
 
     @property
     def id(self) -> str:

@@ -18,6 +18,7 @@ from fmnlib.config import InputError, RunConfig
 from fmnlib.files import data_root
 from fmnlib.images import ImageFiles, Preprocessing, open_animal10n, open_split
 from fmnlib.noise import noisy_labels
+from fmnlib.record import halves
 
 Images = np.ndarray | ImageFiles
 # Training images uint8 `[samples, channels, side, side]`, labels, evaluation images, labels.
@@ -148,6 +149,16 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         noisy, flipped = noisy_labels(config, labels, chosen, classes)
     eval_chosen = _subset(len(eval_labels), config.eval_samples, config.noise_seed)
     images, eval_images = _take(images, chosen), _take(eval_images, eval_chosen)
+    eval_labels = eval_labels[eval_chosen]
+    use, _, split = config.validation_half.partition(":")
+    if split:
+        if isinstance(images, ImageFiles) or isinstance(eval_images, ImageFiles):
+            raise InputError("validation_half is for images in memory; use a data set of arrays")
+        half = halves(len(eval_labels), int(split))[0]
+        old = slice(0 if use == "alone" else None)
+        images = np.concatenate([images[old], eval_images[half]])
+        noisy = np.concatenate([noisy[old], eval_labels[half]])
+        flipped = np.concatenate([flipped[old], np.zeros(len(half), bool)])
     mean, std = _pixel_statistics(images)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -163,7 +174,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         labels=tensor(noisy),
         flipped=tensor(flipped),
         eval_images=on_device(eval_images),
-        eval_labels=tensor(eval_labels[eval_chosen]),
+        eval_labels=tensor(eval_labels),
         classes=classes,
         mean=tensor(mean),
         std=tensor(std),

@@ -140,6 +140,32 @@ def around(record: RunRecord, epoch: int, window: int) -> Fusion:
     )
 
 
+def early_stopping_window(val: RunRecord, networks: int) -> Fusion:
+    """The network with the best validation accuracy and its neighbours, equally weighted.
+
+    >>> record = RunRecord.from_arrays(np.full((6, 1, 2), 0.5), [0])
+    >>> early_stopping_window(record, 3).weights.tolist()[:4]  # the earliest of equals: epoch 0
+    [0.3333333333333333, 0.3333333333333333, 0.3333333333333333, 0.0]
+    """
+    kept = _enough(val, networks)
+    first = int(early_stopping(val).weights[val.kept].argmax()) - networks // 2
+    first = min(max(first, 0), kept - networks)
+    return _uniform_over(val, range(first, first + networks))
+
+
+def best_epochs(val: RunRecord, networks: int) -> Fusion:
+    """The networks with the best validation accuracy, equally weighted; earlier ones at a tie.
+
+    >>> probs = np.array([[[0.4, 0.6]], [[0.6, 0.4]], [[0.6, 0.4]]])
+    >>> best_epochs(RunRecord.from_arrays(probs, [0]), 2).weights.tolist()
+    [0.0, 0.5, 0.5]
+    """
+    refuse_test(val)
+    _enough(val, networks)
+    order = np.argsort(-val.accuracy[val.kept], kind="stable")
+    return _uniform_over(val, order[:networks].tolist())
+
+
 def uniform(record: RunRecord) -> Fusion:
     """All kept networks, equally weighted."""
     return _uniform_over(record, range(len(record.kept)))

@@ -42,6 +42,13 @@ LINES: list[tuple[str, LineStyle]] = [
 METHODS = {
     "single": Look("Final network", BLACK, "o"),
     "early_stopping": Look("Early stopping", GREY, "s"),
+    "window": Look("Early stopping, window", GREY, "D"),
+    "best_probs": Look("Mean of 5 best", GREEN, "^"),
+    "averaged_best": Look("Mean weights of 5 best", GREEN, "v"),
+    "ema_stopped": Look("EMA, early stopping", GREY, "d"),
+    "knn": Look("15 nearest neighbours", PINK, "o"),
+    "clean_half": Look("Clean half alone", BLACK, "s"),
+    "clean_half_added": Look("Clean half added", BLACK, "P"),
     "horizontal_one": Look("Horizontal (i)", PINK, "p"),
     "fixed_jumps_one": Look("Fixed jumps (i)", PINK, "h"),
     "horizontal": Look("Horizontal", PINK, "<"),

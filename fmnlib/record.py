@@ -124,9 +124,7 @@ class RunRecord:
             raise InputError(f"the split's seed is {seed}; give 0 or more")
         if self.half != "all":
             raise InputError(f"this record is a {self.half} half already; split the whole record")
-        order = np.random.default_rng(seed).permutation(len(self.labels))
-        middle = len(order) // 2
-        val, test = np.sort(order[:middle]), np.sort(order[middle:])
+        val, test = halves(len(self.labels), seed)
         if missing := sorted(set(self.labels.tolist()) - set(self.labels[val].tolist())):
             problem = f"the validation half of split {seed} has no sample of class {missing[0]}"
             raise InputError(f"{problem}; record more samples or use another split seed")
@@ -217,6 +215,16 @@ def _read_config(about: Mapping[str, Any]) -> RunConfig:
     except InputError as error:
         writer = f"it was written by fmnlib {about.get('version', 'before 0.2')}"
         raise InputError(f"{writer}, this is {__version__}: {error}") from error
+
+
+def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples are the validation half of a split, and which the test half.
+
+    >>> [half.tolist() for half in halves(4, seed=0)]
+    [[0, 2], [1, 3]]
+    """
+    order = np.random.default_rng(seed).permutation(samples)
+    return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
 def checksums(probs: np.ndarray) -> np.ndarray:

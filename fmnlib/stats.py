@@ -24,6 +24,15 @@ from fmnlib.config import InputError
 from fmnlib.fusion import Fusion, early_stopping, fuse, right_samples, single
 from fmnlib.record import Result, RunRecord
 
+MARGIN = 0.5
+"""Smallest difference of interest, in percentage points."""
+OUTCOMES = {
+    "found": "found",
+    "opposite": "the opposite",
+    "equal": f"equal within {MARGIN} points",
+    "not clear": "not clear",
+}
+"""The outcomes of a claim, for reading."""
 _EDGE = 1e-9
 
 Mask = Bool[np.ndarray, " samples"]
@@ -108,13 +117,13 @@ def score(
     >>> test = dataclasses.replace(RunRecord.from_arrays(probs[None], [1]), config=RunConfig())
     >>> result = score(probs, test, item="x", method="kf", split=0, networks=1, seconds=2.5)
     >>> result.setting, result.accuracy, result.ece, round(result.nll, 4)
-    ('clean', 0.0, 0.75, 1.3863)
+    ('memorising_clean', 0.0, 0.75, 1.3863)
     """
     if test.config is None:
         raise InputError("this record has no config; give the record of a trained run")
     return Result(
         item=item,
-        setting=test.config.setting,
+        setting=test.config.condition,
         method=method,
         seed=test.config.seed,
         split_seed=split,
@@ -204,7 +213,9 @@ def differences(
     """
     results, rows = list(results), {}
     for pair in pairs:
-        row = {s: points(*paired_difference(results, s, *pair)) for s in _settings(results)}
+        row = {
+            readable(s): points(*paired_difference(results, s, *pair)) for s in _settings(results)
+        }
         rows[" − ".join((names or {}).get(method, method) for method in pair)] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -220,20 +231,62 @@ def points(mean: float, low: float, high: float) -> str:
     return text.replace("-", "−")
 
 
+def outcome(low: float, high: float) -> str:
+    """What the 95% interval of a difference, in points, says of the claim that it is above zero.
+
+    `MARGIN` was fixed before the runs: smaller differences are of no interest.
+
+    Returns:
+        equal (the whole interval lies within the margin), found (above zero), opposite (below
+        zero), or not clear; a single seed has no interval and is not clear.
+
+    >>> [outcome(*ends) for ends in [(-0.2, 0.4), (0.3, 2.0), (-2.0, -0.3), (-2.0, 2.0)]]
+    ['equal', 'found', 'opposite', 'not clear']
+    """
+    if -MARGIN < low and high < MARGIN:
+        return "equal"
+    return "found" if low > 0 else "opposite" if high < 0 else "not clear"
+
+
+def finding(differences: Sequence[float] | np.ndarray) -> str:
+    """Differences in points, one for each seed, in words: mean, interval and `outcome`.
+
+    >>> finding([1.0, 2.0, 3.0]), finding([1.0])
+    ('+2.0 [−0.5, 4.5], not clear', '+1.0, not clear')
+    """
+    mean, low, high = interval(differences)
+    return f"{points(mean, low, high)}, {OUTCOMES[outcome(low, high)]}"
+
+
 def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
-    """In which settings a method is better than a baseline, by its 95% interval."""
+    """In which settings the claim that a method is better than a baseline has which `outcome`."""
     results = list(results)
-    settings: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    settings: dict[str, list[str]] = {word: [] for word in OUTCOMES}
     for setting in _settings(results):
         _, low, high = paired_difference(results, setting, method, baseline)
-        settings["better" if low > 0 else "worse" if high < 0 else "open"].append(setting)
-    return "; ".join(f"{word}: {', '.join(where)}" for word, where in settings.items() if where)
+        settings[outcome(low, high)].append(readable(setting))
+    lines = [f"{OUTCOMES[word]}: {', '.join(where)}" for word, where in settings.items() if where]
+    return "; ".join(lines)
+
+
+def readable(setting: str) -> str:
+    """A setting for reading.
+
+    >>> readable("augmented_sym40"), readable("clean")
+    ('augmented, 40% symmetric', 'clean')
+    """
+    regime, _, noise = setting.rpartition("_")
+    kind = noise.rstrip("0123456789")
+    words = {"sym": "symmetric", "asym": "asymmetric"}.get(kind)
+    noise = f"{noise.removeprefix(kind)}% {words}" if words else noise
+    return f"{regime}, {noise}" if regime else noise
 
 
 def table(summary: Summary) -> pd.DataFrame:
     """A table for reading: methods down, settings across, mean ± standard error in percent."""
-    rows = {s: {m: with_error(n) for m, n in methods.items()} for s, methods in summary.items()}
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {readable(s): {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()}
+    )
 
 
 def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:

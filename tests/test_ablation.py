@@ -31,7 +31,12 @@ def test_scores_are_those_of_the_test_half():
     [first, second] = ablation.scored([record], [4], {"a": early_stopping, "b": uniform}, item="x")
     val, test = record.split(4)
     probs = fuse(test, early_stopping(val))
-    assert (first.method, first.seed, first.split_seed, first.setting) == ("a", 3, 4, "clean")
+    assert (first.method, first.seed, first.split_seed, first.setting) == (
+        "a",
+        3,
+        4,
+        "memorising_clean",
+    )
     assert first.accuracy == accuracy(test, early_stopping(val))
     assert first.nll == nll(probs, test.labels)
     assert first.ece == calibration_error(probs, test.labels)

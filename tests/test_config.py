@@ -31,6 +31,8 @@ def changed(name):
         return (1, 2)
     if name == "resize":
         return 40
+    if name == "validation_half":
+        return "added:0"
     if name == "student":
         return StudentConfig(teacher="kf")
     if choices := get_args(kind):

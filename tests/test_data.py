@@ -9,6 +9,7 @@ from PIL import Image
 from fmnlib import InputError, RunConfig
 from fmnlib.data import load
 from fmnlib.noise import confused_with
+from fmnlib.record import halves
 
 
 def reference_crop(image, row, column, mirror, pad):
@@ -207,3 +208,19 @@ def test_classes_of_a_folder_must_agree(tmp_path):
     (root / "test" / "dog").rename(root / "test" / "wolf")
     with pytest.raises(InputError, match=r"test/CLASS/ \(or val/\) of the same classes"):
         load(RunConfig(dataset=f"folder:{root}"))
+
+
+def test_the_validation_half_can_train_as_well_or_alone():
+    run = RunConfig(noise="symmetric", noise_rate=0.4)
+    noisy = load(run)
+    added = load(dataclasses.replace(run, validation_half="added:3"))
+    alone = load(dataclasses.replace(run, validation_half="alone:3"))
+    val, test = halves(len(noisy.eval_labels), 3)
+    assert torch.equal(alone.images, noisy.eval_images[val])
+    assert torch.equal(alone.labels, noisy.eval_labels[val])
+    assert not alone.flipped.any()
+    assert torch.equal(added.images, torch.cat([noisy.images, alone.images]))
+    assert torch.equal(added.labels, torch.cat([noisy.labels, alone.labels]))
+    assert torch.equal(added.flipped, torch.cat([noisy.flipped, alone.flipped]))
+    assert torch.equal(added.eval_images, noisy.eval_images)
+    assert len(test) == len(noisy.eval_labels) - len(val)

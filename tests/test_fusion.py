@@ -13,7 +13,9 @@ from fmnlib.fusion import (
     Fusion,
     accuracy,
     around,
+    best_epochs,
     early_stopping,
+    early_stopping_window,
     exhaustive_fusion,
     fixed_jumps,
     fuse,
@@ -339,3 +341,27 @@ def test_single_refuses_an_epoch_that_is_not_kept(epoch):
     for weigh in (single, lambda record, epoch: around(record, epoch, 1)):
         with pytest.raises(InputError, match=rf"epoch {epoch} is not kept; kept are \[0, 6\]"):
             weigh(record, epoch)
+
+
+def test_the_window_of_early_stopping_stays_inside_the_run():
+    rng = np.random.default_rng(0)
+    for best in range(8):
+        probs = rng.dirichlet(np.ones(3), size=(8, 30))
+        labels = probs[best].argmax(axis=1)
+        val = RunRecord.from_arrays(probs, labels)
+        for networks in (1, 2, 3, 8):
+            weights = early_stopping_window(val, networks).weights
+            chosen = np.flatnonzero(weights)
+            assert len(chosen) == networks
+            assert chosen[-1] - chosen[0] == networks - 1
+            assert best in chosen
+            assert weights[chosen].tolist() == [1 / networks] * networks
+
+
+def test_the_best_epochs_are_those_of_highest_validation_accuracy():
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), size=(9, 40))
+    val = RunRecord.from_arrays(probs, np.zeros(40, int))
+    chosen = np.flatnonzero(best_epochs(val, 4).weights)
+    assert val.accuracy[chosen].min() >= np.delete(val.accuracy, chosen).max()
+    with pytest.raises(InputError, match="test half"):
+        best_epochs(val.split(0)[1], 2)

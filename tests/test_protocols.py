@@ -13,6 +13,7 @@ from fmnlib.data import load
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.paper.compare import (
     compare_protocols,
+    compare_rivals,
     compare_students,
     ema,
     fge,
@@ -160,3 +161,13 @@ def test_losses_are_tried_on_the_validation_half():
     [student] = runs.obtain([job])
     assert tried[1] == [student.split(1)[0].accuracy[-1]]
     assert len(tried) == 2
+
+
+def test_the_rivals_spend_the_validation_half_and_average_the_weights():
+    results = compare_rivals([SMALL], item="x", splits=[1])
+    assert [r.method for r in results] == ["ema_stopped", "clean_half", "clean_half_added"]
+    assert {r.split_seed for r in results} == {1}
+    alone = dataclasses.replace(SMALL, validation_half="alone:1", keep_every=SMALL.epochs)
+    [record] = runs.obtain([alone])
+    test = record.split(1)[1]
+    assert results[1].accuracy == pytest.approx(test.accuracy[-1])

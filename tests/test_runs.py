@@ -78,7 +78,7 @@ def test_compare_scores_each_method_once_on_the_test_half():
         found = knowledge_fusion(val)
         assert kf[split].accuracy == fusion.accuracy(test, found)
         assert kf[split].networks == found.networks
-    assert len(results) == 2 * len({r.method for r in results}) == 18
+    assert len(results) == 2 * len({r.method for r in results}) == 28
     cost = {r.method: (r.networks, r.train_seconds) for r in results}
     assert cost["independent"][0] == 2
     assert cost["independent"][1] > cost["single"][1]

@@ -86,9 +86,9 @@ def test_an_interval_is_that_of_one_sample():
 def test_a_single_seed_has_neither_error_nor_interval():
     results = scores("kf", [[0.5, 0.6]]) + scores("single", [[0.5, 0.5]])
     assert percent([0.55]) == {"mean": 55.0, "sem": None, "n": 1, "seeds": [55.0]}
-    assert table(summarize(results)).loc["kf", "sym40"] == "55.0"
-    assert differences(results, [("kf", "single")]).loc["kf − single", "sym40"] == "+5.0"
-    assert verdict(results, "kf", "single") == "open: sym40"
+    assert table(summarize(results)).loc["kf", "40% symmetric"] == "55.0"
+    assert differences(results, [("kf", "single")]).loc["kf − single", "40% symmetric"] == "+5.0"
+    assert verdict(results, "kf", "single") == "not clear: 40% symmetric"
 
 
 def test_differences_and_verdicts_go_by_the_intervals():
@@ -102,8 +102,13 @@ def test_differences_and_verdicts_go_by_the_intervals():
         f"−39.7 [−{-low:.1f}, −{-high:.1f}]",
         "+0.0 [0.0, 0.0]",
     ]
-    assert verdict(results, "kf", "single") == "better: sym40; open: clean"
-    assert verdict(results, "single", "kf") == "worse: sym40; open: clean"
+    assert (
+        verdict(results, "kf", "single") == "found: 40% symmetric; equal within 0.5 points: clean"
+    )
+    assert (
+        verdict(results, "single", "kf")
+        == "the opposite: 40% symmetric; equal within 0.5 points: clean"
+    )
 
 
 def test_likelihood_and_calibration_by_hand():
@@ -130,5 +135,5 @@ def test_calibration_is_that_of_plain_loops():
 
 def test_tables_show_mean_error_and_cost():
     results = scores("kf", [[0.5], [0.7]]) + scores("single", [[0.4], [0.4]])
-    assert table(summarize(results)).loc["kf", "sym40"] == "60.0 ± 10.0"
+    assert table(summarize(results)).loc["kf", "40% symmetric"] == "60.0 ± 10.0"
     assert costs(results, "sym40").loc["single"].tolist() == [4.0, 2.0]

@@ -32,7 +32,7 @@ def scored(
 
     Args:
         records: Trained runs; their configs name setting and seed.
-        splits: Seeds of the splits.
+        splits: Seeds of the splits; where none is given, each run's training seed.
         ways: Ways of choosing, by name; the name is the method of the result.
         item: Name of the experiment.
         extra_seconds: Training that every way needs besides the run's own.
@@ -40,7 +40,7 @@ def scored(
     results = []
     for record in records:
         cost = extra_seconds + float(record.provenance["seconds"])
-        for split in splits:
+        for split in splits or [record.config.seed if record.config else 0]:
             val, test = record.split(split)
             for method, choose in ways.items():
                 fusion = choose(val)
@@ -162,7 +162,7 @@ def class_accuracy(
     """Test accuracy of each class, mean over runs and splits."""
     rows = []
     for record in records:
-        for split in splits:
+        for split in splits or [record.config.seed if record.config else 0]:
             val, test = record.split(split)
             right = fuse(test, choose(val)).argmax(axis=1) == test.labels
             rows.append(by_class(right[None], test.labels, test.classes)[:, 0])

@@ -1,6 +1,7 @@
 """The methods of the papers' tables, side by side on the same runs and the same halves.
 
-`compare` scores what one run and an independent ensemble give. `compare_protocols` scores methods
+`compare` scores what one run and an independent ensemble give, and `compare_rivals` what else the
+same labels or a moving average can be used for. `compare_protocols` scores methods
 that change the training (AAAI Table 3): each is a config, and weights over epochs. Snapshot
 ensembles and FGE average the probabilities of the networks that have weight, SWA averages their
 parameters; EMA averages parameters at every step, so that its run records the average itself.
@@ -12,37 +13,80 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fmnlib import fusion, runs
 from fmnlib.config import TAIL, InputError, RunConfig
+from fmnlib.data import load
 from fmnlib.distillation import Member, student_config
 from fmnlib.fusion import Fusion, fuse, knowledge_fusion, single
-from fmnlib.paper.ablation import always, scored
+from fmnlib.paper.ablation import Choice, always, scored
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
 from fmnlib.stats import score
+
+REGIMES: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {"augmented": {"augment": "crop", "epochs": 60, "keep_every": 2}, "memorising": {}},
+    "standard": {"augmented": {"augment": "crop_flip", "epochs": 60}, "memorising": {}},
+    "paper": {"augmented": {}, "memorising": {"augment": "none"}},
+}
+"""What the two regimes change in each profile; memorising is classic overfitting."""
+BEST = 5  # networks of the mean of the best
+NEIGHBOURS = 15
+
+
+def replicates(
+    profile: str,
+    settings: Sequence[tuple[str, float]],
+    seeds: Sequence[int],
+    regimes: Sequence[str] = ("augmented", "memorising"),
+    **changes: Any,
+) -> list[RunConfig]:
+    """Runs of every regime, noise and seed; each seed has its own draw of the wrong labels.
+
+    Args:
+        profile: As in `RunConfig.of_profile`.
+        settings: Kinds of noise with their rates.
+        seeds: Training seeds, which seed the noise as well.
+        regimes: Of `REGIMES`.
+        changes: Other fields of `RunConfig`.
+
+    >>> [run.condition for run in replicates("quick", [("symmetric", 0.4)], [0])]
+    ['augmented_sym40', 'memorising_sym40']
+    """
+    return [
+        RunConfig.of_profile(
+            profile,
+            **REGIMES[profile][regime],
+            **{"noise": noise, "noise_rate": rate, "seed": seed, "noise_seed": seed} | changes,
+        )
+        for regime in regimes
+        for noise, rate in settings
+        for seed in seeds
+    ]
 
 
 def compare(
     configs: Sequence[RunConfig],
     *,
     item: str,
-    splits: Sequence[int] = (0, 1, 2),
+    splits: Sequence[int] = (),
     members: int = 3,
     teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
-    """Score single networks, ensembles and students on the runs of these configs.
+    """Score single networks, ensembles, students and 15 nearest neighbours on these runs.
 
     What is chosen (epochs, shares) is chosen on the validation half of a split; scores are of its
-    test half. The ensembles over epochs have as many networks as Knowledge Fusion took.
+    test half. The ensembles over epochs have as many networks as Knowledge Fusion took; the
+    nearest neighbours are of pixels, with the labels that the run trains on.
 
     Args:
         configs: One for each setting and seed.
         item: Name of the experiment, such as label_noise.
-        splits: Seeds of the splits.
+        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
         members: Size of the independent ensemble.
-        teacher_views: Of the student, as in `StudentConfig`.
+        teacher_views: Of the students of runs with augmentation, as in `StudentConfig`.
         fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]
@@ -50,20 +94,22 @@ def compare(
     cells, jobs = [], []
     for number, config in enumerate(configs):
         ensemble = records[number * members : (number + 1) * members]
-        for split in splits:
+        for split in splits or [config.seed]:
             fusions = _fuse_run(ensemble[0].split(split)[0])
             cells.append((split, ensemble, fusions))
-            kf = fusions["kf"]
+            kf, views = fusions["kf"], 0 if config.augment == "none" else teacher_views
+            jobs.append(runs.averaged(config, "best", fusions["best_probs"]))
             jobs.append(runs.averaged(config, "kf", kf))
-            jobs.append(runs.student(config, "kf", kf, teacher_views=teacher_views))
+            jobs.append(runs.student(config, "kf", kf, teacher_views=views))
     merged = iter(runs.obtain(jobs, fresh=fresh))
     results = []
     for split, ensemble, fusions in cells:
         run = ensemble[0]
         ways = {method: always(weights) for method, weights in fusions.items()}
         results += scored([run], [split], ways, item=item)
+        results.append(_score_neighbours(run, split, item))
         results.append(_score_independent(ensemble, split, item))
-        for method in ("averaged_kf", "distilled_kf"):
+        for method in ("averaged_best", "averaged_kf", "distilled_kf"):
             one, cost = {method: single}, _seconds(run)
             results += scored([next(merged)], [split], one, item=item, extra_seconds=cost)
     return results
@@ -86,11 +132,31 @@ def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
     return {
         "single": single(val),
         "early_stopping": fusion.early_stopping(val),
+        "window": fusion.early_stopping_window(val, kf.networks),
+        "best_probs": fusion.best_epochs(val, min(BEST, len(val.kept))),
+        "uniform": fusion.uniform(val),
         "horizontal": fusion.horizontal(val, kf.networks),
         "fixed_jumps": fusion.fixed_jumps(val, kf.networks),
         "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
+
+
+def _score_neighbours(run: RunRecord, split: int, item: str) -> Result:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    assert run.config is not None
+    data, test = load(run.config), run.split(split)[1]
+    assert isinstance(data.images, Tensor)
+    assert isinstance(data.eval_images, Tensor)
+    pixels, queries = (
+        data.normalize(images).flatten(1).numpy() for images in (data.images, data.eval_images)
+    )
+    knn = KNeighborsClassifier(NEIGHBOURS).fit(pixels, data.labels.numpy())
+    probs = np.zeros((len(test.labels), run.classes))
+    probs[:, knn.classes_] = knn.predict_proba(queries[test.index])
+    names: dict[str, Any] = {"item": item, "method": "knn", "split": split}
+    return score(probs, test, networks=0, seconds=0.0, **names)
 
 
 def _score_independent(ensemble: Sequence[RunRecord], split: int, item: str) -> Result:
@@ -103,6 +169,45 @@ def _score_independent(ensemble: Sequence[RunRecord], split: int, item: str) -> 
 
 def _seconds(record: RunRecord) -> float:
     return float(record.provenance["seconds"])
+
+
+def compare_rivals(
+    configs: Sequence[RunConfig],
+    *,
+    item: str,
+    decay: float = 0.99,
+    splits: Sequence[int] = (),
+    fresh: bool = False,
+) -> list[Result]:
+    """Score three other uses of a run's budget and of the validation half's clean labels.
+
+    A moving average of the weights with early stopping (among ten of its epochs, and the last);
+    a network that trains on the validation half alone, which the others use to choose; and one
+    that trains on it and the run's own data together.
+
+    Args:
+        configs: One for each setting and seed.
+        item: Name of the experiment.
+        decay: Of the moving average, per step.
+        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
+        fresh: Ignore the committed records and train.
+    """
+    jobs: list[RunConfig] = []
+    ways: list[tuple[dict[str, Choice], Sequence[int]]] = []
+    for config in configs:
+        tenth = max(1, config.epochs // 10)
+        jobs.append(dataclasses.replace(config, ema=decay, keep_every=tenth))
+        ways.append(({"ema_stopped": fusion.early_stopping}, splits))
+        for split in splits or [config.seed]:
+            for use, method in (("alone", "clean_half"), ("added", "clean_half_added")):
+                half = f"{use}:{split}"
+                last = dataclasses.replace(config, keep_every=config.epochs, validation_half=half)
+                jobs.append(last)
+                ways.append(({method: single}, [split]))
+    results = []
+    for record, (way, halves) in zip(runs.obtain(jobs, fresh=fresh), ways, strict=True):
+        results += scored([record], halves, way, item=item)
+    return results
 
 
 Protocol = tuple[RunConfig, Fusion]
@@ -152,7 +257,7 @@ def compare_protocols(
     item: str,
     networks: int = 5,
     decay: float = 0.99,
-    splits: Sequence[int] = (0, 1, 2),
+    splits: Sequence[int] = (),
     fresh: bool = False,
 ) -> list[Result]:
     """Score snapshot ensembles, FGE, SWA and EMA in place of these runs; they select nothing.
@@ -162,7 +267,7 @@ def compare_protocols(
         item: Name of the experiment.
         networks: Networks of a snapshot ensemble, of FGE, and in the mean of SWA.
         decay: Of the moving average, per step.
-        splits: Seeds of the splits.
+        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
         fresh: Ignore the committed records and train.
     """
     protocols = [
@@ -215,7 +320,7 @@ def _spaced(config: RunConfig, networks: int) -> Protocol:
     return dataclasses.replace(config, keep_every=length), Fusion(weights)
 
 
-def student_of_finals(name: str, teachers: Sequence[RunConfig]) -> Job:
+def student_of_finals(name: str, teachers: Sequence[RunConfig], teacher_views: int = 0) -> Job:
     """The job of distilling the final networks of some runs, equally weighted, into one.
 
     The student has the recipe of the first run.
@@ -225,15 +330,17 @@ def student_of_finals(name: str, teachers: Sequence[RunConfig]) -> Job:
     """
     weight = 1 / len(teachers)
     members = tuple(Member(t, runs.folder(t), t.epochs - 1, weight) for t in teachers)
-    return Job(student_config(teachers[0], name, members), members)
+    views = 0 if teachers[0].augment == "none" else teacher_views
+    return Job(student_config(teachers[0], name, members, teacher_views=views), members)
 
 
 def compare_students(
     configs: Sequence[RunConfig],
     *,
     item: str,
-    splits: Sequence[int] = (0, 1, 2),
+    splits: Sequence[int] = (),
     members: int = 3,
+    teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
     """Score students of the final network and of the independent ensemble; they select nothing.
@@ -241,15 +348,16 @@ def compare_students(
     Args:
         configs: One for each setting and seed.
         item: Name of the experiment.
-        splits: Seeds of the splits.
+        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
         members: Size of the independent ensemble.
-        teacher_views: Of the student, as in `StudentConfig`.
+        teacher_views: As in `compare`.
         fresh: Ignore the committed records and train.
     """
     ensembles = [independent_members(config, members) for config in configs]
     teachers = [("single", ensemble[:1]) for ensemble in ensembles]
     teachers += [("independent", ensemble) for ensemble in ensembles]
-    students = runs.obtain([student_of_finals(*teacher) for teacher in teachers], fresh=fresh)
+    jobs = [student_of_finals(*teacher, teacher_views) for teacher in teachers]
+    students = runs.obtain(jobs, fresh=fresh)
     results = []
     for (name, ensemble), student in zip(teachers, students, strict=True):
         way = {f"student_{name}": single}
