@@ -11,10 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from fmnlib.files import write_whole
 from fmnlib.paper.publish import collect
 from fmnlib.plots import METHODS
 from fmnlib.record import RunRecord
-from fmnlib.stats import Summary, with_error
+from fmnlib.stats import Summary, readable, with_error
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
@@ -36,13 +35,15 @@ TRAINING = """
 """.split()
 
 
-def build(*, cached: bool = False, update: bool = False) -> Path:
+def build(*, cached: bool = False, update: bool = False, seeds: Sequence[int] = ()) -> Path:
     """Run every notebook, build the book, and return the path of its first page.
 
     Args:
         cached: Compute from the committed records instead of training the quick runs anew.
         update: Train anew, then bring the committed records, the notebooks' outputs and the
             published numbers of the working tree up to date.
+        seeds: Training seeds in place of each notebook's own; the committed records have none of
+            other seeds, so that these are trained.
 
     Raises:
         InputError: If this is no checkout of the repository, or a notebook or the build fails.
@@ -55,7 +56,7 @@ def build(*, cached: bool = False, update: bool = False) -> Path:
         _commit_records(fresh_runs, runs.REFERENCE)
         staging = stage(staging)
     with _environment(FMN_RUNS=str(fresh_runs)):
-        _execute_all(staging, fresh=not cached and not update)
+        _execute_all(staging, fresh=not cached and not update, seeds=seeds)
     gather(staging)
     if update:
         for part in ("notebooks", "results"):
@@ -136,8 +137,13 @@ def gather(staging: Path) -> None:
 
 
 def headline(summary: Mapping[str, Summary]) -> str:
-    """The README's table: test accuracy of the main methods at each noise, from the summary."""
-    by_setting = summary["label_noise"]
+    """The README's table: accuracy of the main methods with augmentation, from the summary."""
+    by_setting = {
+        f"{data}, {readable(setting.partition('_')[2])}": numbers
+        for data, item in (("CIFAR-100", "cifar100"), ("digits", "label_noise"))
+        for setting, numbers in summary[item].items()
+        if setting.startswith("augmented") and set(HEADLINE) <= set(numbers)
+    }
     lines = ["| test accuracy, % | " + " | ".join(by_setting) + " |"]
     lines.append("|---" * (len(by_setting) + 1) + "|")
     for method in HEADLINE:
@@ -170,10 +176,19 @@ def render(staging: Path, output: Path) -> Path:
     return index
 
 
-def _execute_all(staging: Path, *, fresh: bool) -> None:
+def _execute_all(staging: Path, *, fresh: bool, seeds: Sequence[int] = ()) -> None:
     """Training fills the cores by itself; without it, a notebook runs on each of them."""
-    with ThreadPoolExecutor(1 if fresh else os.cpu_count()) as pool:
-        list(pool.map(partial(execute, fresh=fresh), _notebooks(staging)))
+    import papermill
+
+    def run(notebook: Path) -> None:
+        known = papermill.inspect_notebook(notebook)
+        if "results" in known:  # of a grid, whose runs take hours
+            return execute(notebook)
+        own = {"seeds": list(seeds)} if "seeds" in known else {"seed": next(iter(seeds), 0)}
+        execute(notebook, fresh=fresh, **(own if seeds else {}))
+
+    with ThreadPoolExecutor(1 if fresh or seeds else os.cpu_count()) as pool:
+        list(pool.map(run, _notebooks(staging)))
 
 
 def _clean(notebook: Any) -> str:
@@ -187,6 +202,7 @@ def _clean(notebook: Any) -> str:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["id"] = "injected-parameters"
             cell["metadata"]["tags"].append("hide-input")
+            cell["metadata"]["mystnb"] = {"code_prompt_show": "Parameters of this run"}
         if cell["cell_type"] == "code":
             kept = [o for o in cell["outputs"] if o.get("name") != "stderr"]
             cell["outputs"] = [

@@ -273,18 +273,25 @@ def grid_of_runs(
 
 
 @app.command
-def book(*, cached: bool = False, update: bool = False, as_json: Json = False) -> None:
+def book(
+    *,
+    cached: bool = False,
+    update: bool = False,
+    seeds: tuple[int, ...] = (),
+    as_json: Json = False,
+) -> None:
     """Run every notebook and build the book; print the path of its first page.
 
     Args:
         cached: Compute from the committed records instead of training anew.
         update: Train anew and bring the committed records, outputs and numbers up to date.
+        seeds: Training seeds of every notebook in place of its own, to see what holds for others.
         as_json: Print JSON.
     """
     builder = Path(__file__).parents[1] / "book" / "build.py"
     if not builder.exists():
         raise InputError("there is no book here; run from a clone of the repository")
-    page = str(runpy.run_path(str(builder))["build"](cached=cached, update=update))
+    page = str(runpy.run_path(str(builder))["build"](cached=cached, update=update, seeds=seeds))
     print(json.dumps({"page": page}) if as_json else page)
 
 

@@ -42,10 +42,10 @@ LINES: list[tuple[str, LineStyle]] = [
 METHODS = {
     "single": Look("Final network", BLACK, "o"),
     "early_stopping": Look("Early stopping", GREY, "s"),
-    "window": Look("Early stopping, window", GREY, "D"),
+    "window": Look("Early-stopping window", GREY, "D"),
     "best_probs": Look("Mean of 5 best", GREEN, "^"),
     "averaged_best": Look("Mean weights of 5 best", GREEN, "v"),
-    "ema_stopped": Look("EMA, early stopping", GREY, "d"),
+    "ema_stopped": Look("EMA with early stopping", GREY, "d"),
     "knn": Look("15 nearest neighbours", PINK, "o"),
     "clean_half": Look("Clean half alone", BLACK, "s"),
     "clean_half_added": Look("Clean half added", BLACK, "P"),

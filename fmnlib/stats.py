@@ -273,13 +273,13 @@ def readable(setting: str) -> str:
     """A setting for reading.
 
     >>> readable("augmented_sym40"), readable("clean")
-    ('augmented, 40% symmetric', 'clean')
+    ('40% symmetric (augmented)', 'clean')
     """
     regime, _, noise = setting.rpartition("_")
     kind = noise.rstrip("0123456789")
     words = {"sym": "symmetric", "asym": "asymmetric"}.get(kind)
     noise = f"{noise.removeprefix(kind)}% {words}" if words else noise
-    return f"{regime}, {noise}" if regime else noise
+    return f"{noise} ({regime})" if regime else noise
 
 
 def table(summary: Summary) -> pd.DataFrame:

@@ -87,18 +87,21 @@ def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
 
 
 def test_what_the_book_cannot_tell_breaks_the_build(tmp_path, capfd):
-    """A number that does not exist, and a table without a caption."""
+    """A number that does not exist, an outcome that has changed, a table without a caption."""
     staging = book.stage(tmp_path / "staging")
     two = "format: jb-book\nroot: book/references\nchapters:\n- file: notebooks/05_clean_data\n"
     (staging / "_toc.yml").write_text(two)  # seconds instead of a minute
     page = staging / "book" / "references.md"
-    page.write_text(page.read_text() + "\n{result}`label_noise.sym40.magic`\n")
+    lines = ["{result}`label_noise.augmented_sym40.magic`"]
+    lines += ["{given}`label_noise.memorising_sym40.early_stopping.single opposite`"]
+    page.write_text(page.read_text() + "\n" + "\n".join(lines) + "\n")
     notebook = staging / "notebooks" / "05_clean_data.ipynb"
     notebook.write_text(notebook.read_text().replace('"table":', '"tabel":'))
     with pytest.raises(InputError, match="the book does not build"):
         book.render(staging, tmp_path / "out")
     told = capfd.readouterr().err
-    assert "results/summary.json has no 'label_noise.sym40.magic'" in told
+    assert "results/summary.json has no 'label_noise.augmented_sym40.magic'" in told
+    assert "single is no longer opposite but found" in told
     assert "of 05_clean_data shows a table without a caption" in told
 
 
@@ -135,7 +138,7 @@ def test_every_module_is_in_the_reference():
 
 def test_a_claim_is_found_where_its_interval_is_above_zero(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    from claims import outcome
+    from claims import in_words
 
     from results import paired
 
@@ -144,18 +147,37 @@ def test_a_claim_is_found_where_its_interval_is_above_zero(monkeypatch):
     half = 4.3027 * np.std([2, 2.5, 1.5], ddof=1) / np.sqrt(3)  # Student's t of 2 degrees
     assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
     above, below, zero = ("x", 2.0, 1.0, 3.0), ("y", -2.0, -3.0, -1.0), ("z", 0.0, -1.0, 1.0)
-    assert outcome([above], "more") == "**found**"
-    assert outcome([above, below], "more") == "found at x; **the opposite** at y"
-    assert outcome([zero], "more") == "not clear"
-    assert outcome([zero, above], "no less") == "**no loss found**"
-    assert outcome([zero, below], "no less") == "no loss found at z; **the opposite** at y"
+    small, one = ("s", 0.1, -0.2, 0.4), ("o", 1.0, np.nan, np.nan)
+    assert in_words([above], "more") == "**found**"
+    assert in_words([above, below], "more") == "**found** at x; **the opposite** at y"
+    assert in_words([zero], "more") == "**not clear**"
+    assert in_words([small], "more") == "**equal within 0.5 points**"
+    assert in_words([one], "more") == "**one seed, above zero**"
+    assert in_words([small, above], "no less") == "**no loss of 0.5 points**"
+    assert in_words([zero, below], "no less") == "**not clear** at z; **the opposite** at y"
 
 
-def test_every_claim_names_numbers_that_exist():
+def test_every_claim_names_numbers_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from claims import expand
+
     summary = json.loads((ROOT / "results" / "summary.json").read_text())
-    claims = (ROOT / "results" / "published" / "claims.csv").read_text()
-    for row in csv.DictReader(claims.splitlines()):
+    text = (ROOT / "results" / "published" / "claims.csv").read_text()
+    for row in csv.DictReader(text.splitlines()):
         assert row["expects"] in {"more", "no less"}
-        for key in re.findall(r"[a-z]\S+", row["differences"].replace(";", " ")):
-            item, setting, method = key.split(".", 2)
-            assert method in summary[item][setting], key
+        assert row["noise"] in {"", "clean", "noisy"}
+        for part in row["differences"].split(";"):
+            assert expand(row | {"differences": part}, summary), (row["claim"], part)
+
+
+def test_a_star_stands_for_every_condition_that_has_the_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from claims import expand
+
+    both, one = {"kf": {"seeds": [2.0]}, "swa": {"seeds": [1.0]}}, {"kf": {"seeds": [3.0]}}
+    summary = {"x": {"augmented_clean": both, "augmented_sym40": both, "memorising_sym40": one}}
+    claim = {"differences": "x.*.kf - x.*.swa", "noise": "noisy"}
+    found = expand(claim, summary)
+    assert found == [("x", "augmented_sym40", [both["kf"], both["swa"]], [1, -1])]
+    settings = [setting for _, setting, *_ in expand(claim | {"noise": ""}, summary)]
+    assert settings == ["augmented_clean", "augmented_sym40"]

@@ -18,6 +18,7 @@ from fmnlib.paper.compare import (
     ema,
     fge,
     independent_members,
+    replicates,
     snapshot,
     student_of_finals,
     swa,
@@ -171,3 +172,13 @@ def test_the_rivals_spend_the_validation_half_and_average_the_weights():
     [record] = runs.obtain([alone])
     test = record.split(1)[1]
     assert results[1].accuracy == pytest.approx(test.accuracy[-1])
+
+
+def test_replicates_draw_their_own_noise_and_take_changes_last():
+    runs_of_both = replicates("quick", [("symmetric", 0.4)], [3, 4], epochs=6)
+    assert [(r.condition, r.seed, r.noise_seed, r.epochs) for r in runs_of_both] == [
+        ("augmented_sym40", 3, 3, 6),
+        ("augmented_sym40", 4, 4, 6),
+        ("memorising_sym40", 3, 3, 6),
+        ("memorising_sym40", 4, 4, 6),
+    ]

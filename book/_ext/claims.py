@@ -1,7 +1,9 @@
 """{claims}: each claim of the papers, where the book tests it, and what came out.
 
-Its rows are results/published/claims.csv. A claim is one or more sums of numbers in summary.json,
-each with the sign that the claim expects; none of the numbers is typed.
+Its rows are results/published/claims.csv. A claim is a difference of numbers in summary.json, such
+as `label_noise.*.kf - label_noise.*.single`; the star stands for every condition that has them,
+and `;` separates other places that test the same. None of the numbers is typed. There is a row
+for each claim, data set and regime.
 """
 
 from pathlib import Path
@@ -12,10 +14,12 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from fmnlib.stats import points
+from fmnlib.stats import MARGIN, OUTCOMES, outcome, points, readable
 from results import paired, read
 
-HEADS = ("claim", "outcome", "difference, in points", "page")
+HEADS = ("claim", "data, regime", "outcome", "difference, in points", "page")
+DATA = {"cifar100": "CIFAR-100", "local_overfitting": "points in the plane"}
+Found = tuple[str, float, float, float]
 
 
 class Claims(SphinxDirective):
@@ -23,10 +27,11 @@ class Claims(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container(classes=["dashboard"])
-        lines = [":::{list-table} The papers' claims on the quick profile: means, 95% intervals."]
-        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 36 22 34 8", ""]
+        lines = [":::{list-table} The papers' claims, and ours: means and 95% intervals."]
+        lines += [":name: tab-outcomes", ":header-rows: 1", ":widths: 28 14 18 32 8", ""]
         try:
-            rows = [self.row(claim) for claim in read(self.env, "published/claims.csv")]
+            claims = read(self.env, "published/claims.csv")
+            rows = [row for claim in claims for row in self.rows(claim)]
         except (OSError, LookupError, ValueError) as error:
             raise self.error(
                 f"results/published/claims.csv cannot be shown ({error!r})"
@@ -36,46 +41,69 @@ class Claims(SphinxDirective):
         self.state.nested_parse(StringList([*lines, ":::"], ""), self.content_offset, box)
         return [box]
 
-    def row(self, claim: dict[str, str]) -> tuple[str, ...]:
-        sums = [text.split() for text in claim["differences"].split(";")]
-        found = [(words[0].split(".")[1].partition("_")[0], *self.total(words)) for words in sums]
-        pages = sorted({self.page(words[0].split(".")[0]) for words in sums})
-        if len(pages) > 1:  # the same noise, measured twice
-            numbers = [self.page(words[0].split(".")[0])[:2] for words in sums]
-            found = [
-                (f"{s}\u00a0({n})", *rest) for (s, *rest), n in zip(found, numbers, strict=True)
-            ]
-        shown = [f"{setting}: {points(*ends)}".replace(" ", "\u00a0") for setting, *ends in found]
-        links = [f"[{page[:2]}](/notebooks/{page}.ipynb)" for page in pages]
-        told = f"{claim['claim']} ({claim['paper']})"
-        return told, outcome(found, claim["expects"]), "; ".join(shown), ", ".join(links)
-
-    def total(self, words: list[str]) -> tuple[float, float, float]:
-        """`a - b + c`, seed by seed: its mean and 95% interval."""
-        signs = [1, *(-1 if sign == "-" else 1 for sign in words[1::2])]
-        summary, terms = read(self.env, "summary.json"), []
-        for key in words[::2]:
-            item, setting, method = key.split(".", 2)
-            terms.append(summary[item][setting][method])
-        return paired(terms, signs)
+    def rows(self, claim: dict[str, str]) -> list[tuple[str, ...]]:
+        """One row a data set and regime."""
+        summary = read(self.env, "summary.json")
+        groups: dict[tuple[str, str], list[Found]] = {}
+        for item, setting, terms, signs in expand(claim, summary):
+            regime = setting.rpartition("_")[0]
+            regime = regime if regime in ("augmented", "memorising") else ""
+            noise = readable(setting.removeprefix(f"{regime}_"))
+            groups.setdefault((item, regime), []).append((noise, *paired(terms, signs)))
+        if not groups:
+            raise LookupError(f"no number for the claim {claim['claim']!r}")
+        rows = []
+        for (item, regime), found in groups.items():
+            where = ", ".join(filter(None, (DATA.get(item, "digits"), regime)))
+            shown = [f"{noise}: {points(*ends)}".replace(" ", "\u00a0") for noise, *ends in found]
+            page = self.page(item)
+            link = f"[{page[:2]}](/notebooks/{page}.ipynb)"
+            words = in_words(found, claim["expects"])
+            name = f"{claim['claim']} ({claim['paper']})"
+            rows.append((name, where, words, "; ".join(shown), link))
+        return rows
 
     def page(self, item: str) -> str:
         [page] = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
         return page.stem
 
 
-def outcome(found: list[tuple[str, float, float, float]], expects: str) -> str:
-    """In words: yes, no, or where which."""
-    above = [s for s, _, low, _ in found if low > 0]
-    below = [s for s, _, _, high in found if high < 0]
-    good, word = above, "found"
-    if expects == "no less":
-        good, word = [s for s, *_ in found if s not in below], "no loss found"
-    if len(good) == len(found):
-        return f"**{word}**"
-    parts = [f"{word} at {', '.join(good)}"] if good else []
-    parts += [f"**the opposite** at {', '.join(below)}"] if below else []
-    return "; ".join(parts) or "not clear"
+def expand(
+    claim: dict[str, str], summary: dict[str, Any]
+) -> list[tuple[str, str, list[dict[str, Any]], list[int]]]:
+    """Item, setting, terms and their signs of every place that tests a claim.
+
+    A claim of `noise` clean or noisy keeps the stars to such conditions.
+    """
+    places = []
+    for text in claim["differences"].split(";"):
+        words = text.split()
+        signs = [1, *(-1 if sign == "-" else 1 for sign in words[1::2])]
+        keys = [key.split(".", 2) for key in words[::2]]
+        item, pattern = keys[0][:2]
+        for setting in summary[item] if "*" in pattern else [pattern]:
+            fits = {"clean": "clean" in setting, "noisy": "clean" not in setting}
+            named = [(i, s.replace("*", setting), m) for i, s, m in keys]
+            there = all(m in summary[i].get(s, {}) for i, s, m in named)
+            if "*" not in pattern or (there and fits.get(claim["noise"], True)):
+                terms = [summary[i][s][m] for i, s, m in named]
+                places.append((item, setting, terms, signs))
+    return places
+
+
+def in_words(found: list[Found], expects: str) -> str:
+    """The outcome of a claim over conditions: one word, or where which."""
+    where: dict[str, list[str]] = {}
+    for noise, mean, low, high in found:
+        word = OUTCOMES[outcome(low, high)]
+        if expects == "no less" and low > -MARGIN:
+            word = f"no loss of {MARGIN} points"
+        elif low != low:  # a single seed has no interval
+            word = f"one seed, {'above' if mean > 0 else 'not above'} zero"
+        where.setdefault(word, []).append(noise)
+    if len(where) == 1:
+        return f"**{next(iter(where))}**"
+    return "; ".join(f"**{word}** at {', '.join(noises)}" for word, noises in where.items())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Numbers of the book from the files in results/, none of them typed by hand.
 
-{result}`label_noise.sym40.kf`              91.3 ± 0.4, from summary.json
-{result}`label_noise.sym40.kf.mean:.1f`     one number of it, with a format
-{gain}`label_noise.sym40.kf.single`         +28.1, the first method's mean less the second's
-{paired}`label_noise.sym40.kf.single`       the same, bold if its 95% interval holds no zero
+{result}`label_noise.memorising_sym40.kf`           91.3 ± 0.4, from summary.json
+{result}`label_noise.memorising_sym40.kf.mean:.1f`  one number of it, with a format
+{gain}`label_noise.memorising_sym40.kf.single`      +28.1, one method's mean minus another's
+{finding}`label_noise.memorising_sym40.kf.single`   the same with its interval and outcome
+{versus}`label_noise.memorising_sym40.kf.single`    the outcome as a verb: beats, loses to, ...
+{given}`label_noise.memorising_sym40.kf.single found`  no text: the build fails if it is another
 {results-table} label_noise                 a table of it
 {results-table} published/aaai_table2.csv   a table of published numbers, and where they stand
 """
@@ -11,6 +13,7 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +26,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from fmnlib.stats import interval, points, with_error
+from fmnlib.stats import MARGIN, OUTCOMES, interval, outcome, points, with_error
 
 NOISE = {"sym": "symmetric", "asym": "asymmetric"}
 HEADS = {"clean100": "clean (100 images)", "c100_r18": "CIFAR-100", "c100": "CIFAR-100"}
@@ -43,6 +46,16 @@ def paired(terms: list[dict[str, Any]], signs: list[int]) -> tuple[float, float,
     return interval([sum(s * x for s, x in zip(signs, row, strict=True)) for row in by_seed])
 
 
+VERSUS = {"found": "beats", "opposite": "loses to", "not clear": "is not told apart from"}
+VERSUS |= {"equal": f"is within {MARGIN} points of"}
+WORDS: dict[str, Callable[[tuple[float, float, float], str], str]] = {
+    "gain": lambda ends, found: points(ends[0], math.nan, math.nan),
+    "finding": lambda ends, found: f"{points(*ends)}, {OUTCOMES[found]}",
+    "versus": lambda ends, found: VERSUS[found],
+    "given": lambda ends, found: "",
+}
+
+
 class Result(SphinxRole):
     """A number that leads to the notebook which computed it."""
 
@@ -52,10 +65,14 @@ class Result(SphinxRole):
             item, setting, method, *last = key.split(".")
             (page,) = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
             methods = read(self.env, "summary.json")[item][setting]
-            text, low, high = with_error(methods[method]) if not last else "", 0.0, 0.0
-            if self.name in ("gain", "paired"):
-                gain, low, high = paired([methods[method], methods[last[0]]], [1, -1])
-                text = points(gain, math.nan, math.nan)
+            text = with_error(methods[method]) if not last else ""
+            if self.name in WORDS:
+                baseline, _, expected = last[0].partition(" ")
+                ends = paired([methods[method], methods[baseline]], [1, -1])
+                found = outcome(*ends[1:])
+                if self.name == "given" and found != expected:
+                    raise ValueError(f"{baseline} is no longer {expected} but {found}")
+                text = WORDS[self.name](ends, found)
             elif last:
                 text = format(methods[method][last[0]], form)
         except (OSError, LookupError, ValueError) as error:
@@ -65,8 +82,6 @@ class Result(SphinxRole):
         xref = {"refdomain": "std", "reftype": "doc", "reftarget": f"/notebooks/{page.stem}"}
         xref |= {"refdoc": self.env.docname, "refexplicit": "true", "refwarn": "true"}
         link = addnodes.pending_xref("", nodes.inline(text, text), **xref)
-        if self.name == "paired" and not low <= 0 <= high:
-            link = nodes.strong("", "", link)
         return [nodes.inline("", "", link, classes=["result"], item=item)], []
 
 
@@ -123,8 +138,7 @@ class ResultsTable(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_role("result", Result())
-    app.add_role("gain", Result())
-    app.add_role("paired", Result())
+    for name in ("result", *WORDS):
+        app.add_role(name, Result())
     app.add_directive("results-table", ResultsTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

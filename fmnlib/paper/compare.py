@@ -57,8 +57,9 @@ def replicates(
     return [
         RunConfig.of_profile(
             profile,
-            **REGIMES[profile][regime],
-            **{"noise": noise, "noise_rate": rate, "seed": seed, "noise_seed": seed} | changes,
+            **REGIMES[profile][regime]
+            | {"noise": noise, "noise_rate": rate, "seed": seed, "noise_seed": seed}
+            | changes,
         )
         for regime in regimes
         for noise, rate in settings
