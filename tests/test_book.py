@@ -181,3 +181,28 @@ def test_a_star_stands_for_every_condition_that_has_the_numbers(monkeypatch):
     assert found == [("x", "augmented_sym40", [both["kf"], both["swa"]], [1, -1])]
     settings = [setting for _, setting, *_ in expand(claim | {"noise": ""}, summary)]
     assert settings == ["augmented_clean", "augmented_sym40"]
+
+
+# jupyter_client leaves the event loop of a thread open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_seeds_reach_every_notebook_that_trains(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    sources = {
+        "1_many": "seeds = [0, 1]\nfresh = True",
+        "2_one": "seed = 0\nfresh = True",
+        "3_grid": "results = 'here'\nseeds = [0, 1]\nfresh = False",
+    }
+    for name, source in sources.items():
+        about = {"tags": ["parameters"]}
+        cells = [nbformat.v4.new_code_cell(source, metadata=about)]
+        shown = "print([v for k, v in sorted(globals().items()) if k in ('seed', 'seeds')])"
+        cells.append(nbformat.v4.new_code_cell(shown))
+        kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    book._execute_all(tmp_path, fresh=False, seeds=[7, 8])
+    printed = {}
+    for name in sources:
+        cells = json.loads((tmp_path / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        printed[name] = "".join(cells[-1]["outputs"][0]["text"]).strip()
+    assert printed == {"1_many": "[[7, 8]]", "2_one": "[7]", "3_grid": "[[0, 1]]"}
