@@ -46,7 +46,6 @@ SMALL = {
     },
     "09_ablations": {
         "settings": [["symmetric", 0.4]],
-        "shown": 0,
         "windows": [0, 1],
         "kept": [0.4, 1.0],
         "val_sizes": [20],
