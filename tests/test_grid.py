@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from fmnlib import InputError, runs
@@ -36,7 +37,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tiny, tmp_path):
         work(tiny, device="cpu", workers=1, deadline=0.0)
     work(tiny[:1], device="cpu", workers=1)
     states = [row["state"] for row in status(tiny)]
-    assert states == ["done"] * 5 + ["left"] * 5
+    assert states == ["done"] * 6 + ["left"] * 6
     written = {p: p.stat().st_mtime_ns for p in runs.root().glob("*/record.npz")}
     work(tiny, device="cpu", workers=1)
     assert {row["state"] for row in status(tiny)} == {"done"}
@@ -49,7 +50,7 @@ def test_scores_and_light_records_are_published(tiny, tmp_path):
     content = published(tmp_path)
     assert list(content) == [cell.id for cell in tiny]
     results = [Result(**row) for cell in content.values() for row in cell["results"]]
-    assert {result.setting for result in results} == {"sym40", "clean"}
+    assert {result.setting for result in results} == {"memorising_sym40", "memorising_clean"}
     assert {"single", "independent", "kf", "averaged_kf", "distilled_kf"} <= {
         result.method for result in results
     }
@@ -58,6 +59,12 @@ def test_scores_and_light_records_are_published(tiny, tmp_path):
         light = RunRecord.load(tmp_path / "records" / f"{cell.config.id}.npz")
         assert light.probs is None
         assert light.predicted.shape == (4, 100)
+        weights = np.array(content[cell.id]["kf_weights"])
+        assert weights.sum() == pytest.approx(1)
+        shown = np.load(tmp_path / "forgotten" / f"{cell.config.id}.npz")
+        assert shown["image"].shape == (12, 1, 8, 8)
+        lost = shown["epochs"] > 0
+        assert (shown["predicted"] != shown["label"])[lost].all()
 
 
 def test_what_another_machine_published_stays_and_is_not_made_again(
@@ -71,10 +78,10 @@ def test_what_another_machine_published_stays_and_is_not_made_again(
     monkeypatch.setenv("FMN_RUNS", str(tmp_path / "another-machine"))
     app([*command, str(tmp_path), "--status"], result_action="return_value")
     states = [row["state"] for row in json.loads(capsys.readouterr().out)]
-    assert states == ["published"] * 5 + ["left"] * 5
+    assert states == ["published"] * 6 + ["left"] * 6
     app([*command, str(tmp_path)], result_action="return_value")
     states = [row["state"] for row in json.loads(capsys.readouterr().out)]
-    assert states == ["published"] * 5 + ["done"] * 5
+    assert states == ["published"] * 6 + ["done"] * 6
     content = published(tmp_path)
     assert list(content) == [cell.id for cell in tiny]
     assert content[tiny[0].id] == elsewhere[tiny[0].id]
@@ -105,5 +112,5 @@ def test_the_command_prints_what_is_left(tiny, capsys, monkeypatch):
     monkeypatch.setattr(grid, "cells", lambda name: tiny)
     app(["grid", "tiny", "--status", "--json"], result_action="return_value")
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert rows[0] == {"network": "digits convnet sym40 seed 0, run", "state": "left"}

@@ -134,13 +134,18 @@ def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
         "single": single(val),
         "early_stopping": fusion.early_stopping(val),
         "window": fusion.early_stopping_window(val, kf.networks),
-        "best_probs": fusion.best_epochs(val, min(BEST, len(val.kept))),
+        "best_probs": best(val),
         "uniform": fusion.uniform(val),
         "horizontal": fusion.horizontal(val, kf.networks),
         "fixed_jumps": fusion.fixed_jumps(val, kf.networks),
         "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
+
+
+def best(val: RunRecord) -> Fusion:
+    """The mean of the best epochs: `BEST` of them, or all if fewer are kept."""
+    return fusion.best_epochs(val, min(BEST, len(val.kept)))
 
 
 def _score_neighbours(run: RunRecord, split: int, item: str) -> Result:

@@ -7,10 +7,13 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from fmnlib import runs
 from fmnlib.config import InputError, RunConfig
+from fmnlib.data import load
 from fmnlib.files import write_whole
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.paper import compare
@@ -19,6 +22,7 @@ from fmnlib.runs import Job
 
 _SPLIT = 0  # the only one: the seeds give the uncertainty
 _MEMBERS = 3  # networks of an independent ensemble
+_FORGOTTEN = 12  # images that are published of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +194,7 @@ def publish(every: Sequence[Cell], target: Path) -> int:
         item = f"{cell.config.dataset}-{cell.config.model}"
         options: dict[str, Any] = {"item": item, "splits": (_SPLIT,), "fresh": True}
         record = RunRecord.load(runs.folder(cell.config))
+        found: dict[str, Any] = {"provenance": dict(record.provenance)}
         if cell.wider:
             results = compare.compare_protocols([cell.config], **options)
             results += compare.compare_students([cell.config], members=_MEMBERS, **options)
@@ -198,12 +203,28 @@ def publish(every: Sequence[Cell], target: Path) -> int:
             options |= {"members": _MEMBERS, "teacher_views": views}
             results = compare.compare([cell.config], **options)
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
-        scores = [dataclasses.asdict(result) for result in results]
-        content[cell.id] = {"provenance": dict(record.provenance), "results": scores}
+            kf = knowledge_fusion(record.split(_SPLIT)[0])
+            found["kf_weights"] = kf.weights.tolist()
+            _save_forgotten(record, target / "forgotten" / f"{cell.config.id}.npz")
+        found["results"] = [dataclasses.asdict(result) for result in results]
+        content[cell.id] = found
     content = {cell.id: content[cell.id] for cell in every if cell.id in content} | content
     text = json.dumps({"cells": content}, indent=1) + "\n"
     write_whole(target / "results.json", text.encode())
     return len(content)
+
+
+def _save_forgotten(record: RunRecord, path: Path) -> None:
+    """The images that were right after the most epochs and are wrong at the end, to be shown."""
+    assert record.config is not None
+    known = record.correct[:-1].sum(axis=0) * ~record.correct[-1]
+    most = np.argsort(-known, kind="stable")[:_FORGOTTEN]
+    data = load(record.config)
+    [images] = data.gather(data.eval_images, [torch.from_numpy(most)])
+    arrays = {"image": images.numpy(), "label": record.labels[most], "epochs": known[most]}
+    arrays["predicted"] = record.predicted[-1, most]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
 
 
 def _named(every: Sequence[Cell]) -> Iterator[tuple[Cell, str, Job | None]]:
@@ -227,13 +248,16 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
         )
         return
     yield "run", Job(config)
-    distilled = averaged = None
+    distilled = averaged = best = None
     if runs.complete(config):
-        kf = knowledge_fusion(RunRecord.load(runs.folder(config)).split(_SPLIT)[0])
+        val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
+        kf, best_epochs = knowledge_fusion(val), compare.best(val)
         averaged = runs.averaged(config, "kf", kf)
+        best = runs.averaged(config, "best", best_epochs)
         distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
     yield "Distilled KF", distilled
     yield "Averaged KF", averaged
+    yield "mean weights of the best epochs", best
     for number, member in enumerate(ensemble[1:], 2):
         yield f"independent network {number}", Job(member)
 
