@@ -19,6 +19,7 @@ from results import paired, read
 
 HEADS = ("claim", "data, regime", "outcome", "difference, in points", "page")
 DATA = {"cifar100": "CIFAR-100", "local_overfitting": "points in the plane"}
+REGIMES = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8"}
 Found = tuple[str, float, float, float]
 
 
@@ -47,14 +48,14 @@ class Claims(SphinxDirective):
         groups: dict[tuple[str, str], list[Found]] = {}
         for item, setting, terms, signs in expand(claim, summary):
             regime = setting.rpartition("_")[0]
-            regime = regime if regime in ("augmented", "memorising") else ""
+            regime = regime if regime in REGIMES else ""
             noise = readable(setting.removeprefix(f"{regime}_"))
             groups.setdefault((item, regime), []).append((noise, *paired(terms, signs)))
         if not groups:
             raise LookupError(f"no number for the claim {claim['claim']!r}")
         rows = []
         for (item, regime), found in groups.items():
-            where = ", ".join(filter(None, (DATA.get(item, "digits"), regime)))
+            where = ", ".join(filter(None, (DATA.get(item, "digits"), REGIMES.get(regime))))
             shown = [f"{noise}: {points(*ends)}".replace(" ", "\u00a0") for noise, *ends in found]
             page = self.page(item)
             link = f"[{page[:2]}](/notebooks/{page}.ipynb)"
