@@ -92,13 +92,9 @@ def accuracy_and_retained(
     _band(ax, accuracy, BLUE, "-", "right after epoch $e$")
     _band(ax, retained, RED, "--", "… and still right at the end")
     epochs = np.arange(len(mean))
-    ax.fill_between(epochs, kept, mean, color=GREY, alpha=0.12, hatch="///", linewidth=0)
-    widest = int((mean - kept).argmax())
-    inside = (widest, (mean[widest] + kept[widest]) / 2)
-    arrow = {"arrowstyle": "->", "color": BLACK}
-    below = (0.25, 0.2)  # of the axes; no curve passes there
-    ax.annotate("forgotten, $F_e$", inside, below, textcoords="axes fraction", arrowprops=arrow)
-    return _percent_by_epoch(ax, "share of samples")
+    forgotten: dict[str, Any] = {"color": GREY, "alpha": 0.12, "hatch": "///", "linewidth": 0}
+    ax.fill_between(epochs, kept, mean, label="forgotten, $F_e$", **forgotten)
+    return _percent_by_epoch(ax, "share of samples", bottom=None)
 
 
 def forget_curve(
@@ -204,8 +200,8 @@ def _band(
     ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, lw=0)
 
 
-def _percent_by_epoch(ax: Axes, ylabel: str) -> Axes:
+def _percent_by_epoch(ax: Axes, ylabel: str, bottom: float | None = 0) -> Axes:
     ax.yaxis.set_major_formatter(PERCENT)
     ax.autoscale()  # anew, since a second curve may be higher than the first
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=bottom)
     return finish(ax, xlabel="epoch", ylabel=ylabel)
