@@ -1,6 +1,7 @@
 """{grid-table} cpu: what a grid of runs has measured, cell by cell, from results/cpu/results.json.
 
-A cell that no machine has measured has a dash; the papers' numbers of the same cell stand below.
+It shows the cells that are measured, and the papers' numbers of the same cell below them; a grid
+without any is one sentence.
 """
 
 from pathlib import Path
@@ -19,8 +20,12 @@ from results import read
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "resnet8": "ResNet-8"}
 NAMES |= {"none": "memorising", "crop_flip": "augmented"}
-PAIRS = [("kf", "single"), ("distilled_kf", "single"), ("kf", "independent")]
-METHODS = "single early_stopping independent kf averaged_kf distilled_kf".split()
+PAIRS = [("kf", m) for m in ("single", "early_stopping", "window", "averaged_best", "independent")]
+PAIRS += [("distilled_kf", m) for m in ("single", "averaged_best", "independent")]
+METHODS = """
+    single early_stopping window best_probs averaged_best fixed_jumps independent
+    kf averaged_kf distilled_kf
+""".split()
 
 
 class GridTable(SphinxDirective):
@@ -44,10 +49,11 @@ class GridTable(SphinxDirective):
                 c = cell.config
                 columns.setdefault((c.dataset, c.model, c.augment, c.setting), []).append(cell.id)
         columns = {key: [i for i in ids if i in content] for key, ids in columns.items()}
-        if any(columns.values()):  # a grid that has begun shows what is measured
-            columns = {key: ids for key, ids in columns.items() if ids}
+        columns = {key: ids for key, ids in columns.items() if ids}
+        if not columns:
+            return self.parse_text_to_nodes("No cell of this grid is measured yet.")
         rows_of = {
-            key: [Result(**row) for i in ids for row in content[i]["results"]]
+            key: shared([[Result(**row) for row in content[i]["results"]] for i in ids])
             for key, ids in columns.items()
         }
         heads, scores = headings(list(columns)), [summary(rows) for rows in rows_of.values()]
@@ -56,11 +62,14 @@ class GridTable(SphinxDirective):
             with_error(self.forgotten(ids)) if ids else "—" for ids in columns.values()
         ]
         for method in METHODS:
-            row = [with_error(s[method]) if s else "—" for s in scores]
+            row = [with_error(s[method]) if method in s else "—" for s in scores]
             rows[LOOKS[method].name] = row
         for method, baseline in PAIRS:
-            name = f"{LOOKS[method].name} less {LOOKS[baseline].name}"
-            rows[name] = [gain(results, method, baseline) for results in rows_of.values()]
+            name = f"{LOOKS[method].name} minus {LOOKS[baseline].name}"
+            rows[name] = [
+                gain(results, method, baseline) if {method, baseline} <= s.keys() else "—"
+                for results, s in zip(rows_of.values(), scores, strict=True)
+            ]
         for method in ("single", "kf") if "published" in self.options else ():
             row = [self.published(method, key[-1]) for key in columns]
             rows[f"{LOOKS[method].name}, published"] = row
@@ -92,8 +101,6 @@ class GridTable(SphinxDirective):
         return "—"
 
     def origin(self, provenance: list[dict[str, Any]]) -> str:
-        if not provenance:
-            return "{.origin}\nCells with a dash are not measured here, or not given there."
         told = {
             key: sorted({str(p[key]) for p in provenance}) for key in ("device", "torch", "commit")
         }
@@ -110,14 +117,18 @@ def headings(columns: list[tuple[str, ...]]) -> list[str]:
     return [" ".join(NAMES.get(key[part], key[part]) for part in varying) for key in columns]
 
 
+def shared(cells: list[list[Result]]) -> list[Result]:
+    """The results of the methods that every one of some cells has."""
+    common = set.intersection(*({result.method for result in cell} for cell in cells))
+    return [result for cell in cells for result in cell if result.method in common]
+
+
 def summary(results: list[Result]) -> dict[str, Numbers]:
-    return summarize(results)[results[0].setting] if results else {}
+    return summarize(results)[results[0].setting]
 
 
 def gain(results: list[Result], method: str, baseline: str) -> str:
     """The mean difference in points, with its interval where there is more than one seed."""
-    if not results:
-        return "—"
     return f'"{points(*paired_difference(results, results[0].setting, method, baseline))}"'
 
 
