@@ -60,11 +60,20 @@ SMALL = {
     },
     "11_your_own_model": {},
 }
+GRID = "12_cifar100"  # trains for a day, or reads what was trained
 ITS_OWN = {"11_your_own_model"}  # trains in a loop of its own, in a folder of its own
 
 
 def test_every_notebook_is_tried():
-    assert set(SMALL) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {*SMALL, GRID} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_the_notebook_of_the_grid_reads_its_results(tmp_path, runs_root):
+    copy = Path(shutil.copy(ROOT / "notebooks" / f"{GRID}.ipynb", tmp_path))
+    with pytest.raises(InputError, match="holds no results; set fresh, or clone"):
+        execute(copy, results=str(tmp_path))
+    execute(copy, seeds=[0])
+    assert not list(runs_root.glob("*"))
 
 
 @pytest.mark.parametrize("name", SMALL)
