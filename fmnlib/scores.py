@@ -88,6 +88,20 @@ def dip(accuracy: Float[np.ndarray, " epochs"]) -> tuple[int, int]:
     return int(accuracy[: bottom + 1].argmax()), bottom
 
 
+def dips_of_others(accuracy: Float[np.ndarray, "runs epochs"]) -> list[tuple[int, int]]:
+    """For each run the `dip` of the other runs' mean, where its own fall is no artefact of choice.
+
+    A curve that fluctuates always falls between its own peak and bottom. A single run has no
+    others and gets its own dip.
+
+    >>> dips_of_others(np.array([[0.5, 0.8, 0.6], [0.9, 0.6, 0.7]]))
+    [(0, 1), (1, 2)]
+    """
+    if len(accuracy) == 1:
+        return [dip(accuracy[0])]
+    return [dip(np.delete(accuracy, run, axis=0).mean(axis=0)) for run in range(len(accuracy))]
+
+
 def by_class(
     share: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"], classes: int
 ) -> Float[np.ndarray, "classes epochs"]:

@@ -278,7 +278,9 @@ def readable(setting: str) -> str:
     regime, _, noise = setting.rpartition("_")
     kind = noise.rstrip("0123456789")
     words = {"sym": "symmetric", "asym": "asymmetric"}.get(kind)
-    noise = f"{noise.removeprefix(kind)}% {words}" if words else noise
+    amount = noise.removeprefix(kind)
+    if amount:
+        noise = f"{amount}% {words}" if words else f"{kind}, {amount} images"
     return f"{noise} ({regime})" if regime else noise
 
 

@@ -32,7 +32,7 @@ COMPARES = re.compile(
     re.IGNORECASE,
 )
 MAY_STAY = re.compile(
-    r"\b(papers?|papers?'|Stern|claims?|published|quoted|whether|if|would|could|may|can)\b"
+    r"\b(papers?|papers?'|Stern|claims?|published|quoted|whether|if|unless|would|could|may|can)\b"
     r"|\bwhere (it|the (whole )?interval)\b"
     r"|\?|<!-- by definition -->|\{(versus|finding|given|cite:?\w*)\}",
     re.IGNORECASE,

@@ -124,7 +124,10 @@ class ResultsTable(SphinxDirective):
         wanted = (self.options[option].split(",") for option in ("settings", "methods"))
         settings, methods = ([name.strip() for name in names] for names in wanted)
         kinds = [setting.rpartition("_")[2] for setting in settings]  # c100_sym40 or sym40
-        kinds = [HEADS.get(setting, kind) for setting, kind in zip(settings, kinds, strict=True)]
+        kinds = [
+            HEADS.get(setting, HEADS.get(kind, kind))
+            for setting, kind in zip(settings, kinds, strict=True)
+        ]
         heads = [f"{NOISE[k[:-2]]} {k[-2:]}%" if k[:-2] in NOISE else k for k in kinds]
         number = {s: {m: float(cells[s][m].split()[0]) for m in methods} for s in settings}
         lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
