@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RESULTS = [*(ROOT / "book" / f"{name}.md" for name in ("intro", "results", "larger", "dashboard"))]
-RESULTS += sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 SUBJECT = re.compile(
     r"\b(KF|Knowledge Fusion|fusions?|early stopping|final networks?|students?|ensembles?|"
@@ -80,7 +79,7 @@ def markdown_of(page):
     return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
-@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_no_sentence_types_a_comparison_of_results(page):
     assert typed(markdown_of(page)) == []
 
