@@ -15,7 +15,15 @@ from sphinx.util.docutils import SphinxDirective
 
 from fmnlib.record import Result, RunRecord
 from fmnlib.scores import forget_fraction
-from fmnlib.stats import Numbers, paired_difference, percent, points, summarize, with_error
+from fmnlib.stats import (
+    Numbers,
+    paired_difference,
+    percent,
+    points,
+    readable,
+    summarize,
+    with_error,
+)
 from results import read
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "resnet8": "ResNet-8"}
@@ -23,8 +31,8 @@ NAMES |= {"none": "memorising", "crop_flip": "augmented"}
 PAIRS = [("kf", m) for m in ("single", "early_stopping", "window", "averaged_best", "independent")]
 PAIRS += [("distilled_kf", m) for m in ("single", "averaged_best", "independent")]
 METHODS = """
-    single early_stopping window best_probs averaged_best fixed_jumps independent
-    kf averaged_kf distilled_kf
+    single early_stopping window best_probs averaged_best uniform horizontal fixed_jumps knn
+    independent kf averaged_kf distilled_kf
 """.split()
 
 
@@ -53,7 +61,7 @@ class GridTable(SphinxDirective):
         if not columns:
             return self.parse_text_to_nodes("No cell of this grid is measured yet.")
         rows_of = {
-            key: shared([[Result(**row) for row in content[i]["results"]] for i in ids])
+            key: shared([scored(content[i]["results"], key[-1]) for i in ids])
             for key, ids in columns.items()
         }
         heads, scores = headings(list(columns)), [summary(rows) for rows in rows_of.values()]
@@ -112,9 +120,19 @@ class GridTable(SphinxDirective):
 
 
 def headings(columns: list[tuple[str, ...]]) -> list[str]:
-    """Of each column what is not the same in all of them."""
-    varying = [part for part in range(4) if len({key[part] for key in columns}) > 1] or [3]
-    return [" ".join(NAMES.get(key[part], key[part]) for part in varying) for key in columns]
+    """Of each column the noise, and what is not the same in all of them.
+
+    >>> headings([("cifar100", "resnet18", "none", s) for s in ("clean", "sym40")])
+    ['clean', '40% symmetric']
+    """
+    varying = [part for part in range(3) if len({key[part] for key in columns}) > 1] + [3]
+    named = [[*(NAMES.get(part, part) for part in key[:3]), readable(key[3])] for key in columns]
+    return [" ".join(key[part] for part in varying) for key in named]
+
+
+def scored(rows: list[dict[str, Any]], setting: str) -> list[Result]:
+    """The results of a cell; those of other versions name its setting otherwise."""
+    return [Result(**row | {"setting": setting}) for row in rows]
 
 
 def shared(cells: list[list[Result]]) -> list[Result]:

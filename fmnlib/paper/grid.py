@@ -185,7 +185,7 @@ def publish(every: Sequence[Cell], target: Path) -> int:
 
     Args:
         every: The cells.
-        target: Folder for `results.json` and `records/`.
+        target: Folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
     """
     content = published(target)
     for cell in every:
@@ -199,13 +199,12 @@ def publish(every: Sequence[Cell], target: Path) -> int:
             results = compare.compare_protocols([cell.config], **options)
             results += compare.compare_students([cell.config], members=_MEMBERS, **options)
         else:
-            views = cell.teacher_views
-            options |= {"members": _MEMBERS, "teacher_views": views}
+            options |= {"members": _MEMBERS, "teacher_views": cell.teacher_views}
             results = compare.compare([cell.config], **options)
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
-            kf = knowledge_fusion(record.split(_SPLIT)[0])
-            found["kf_weights"] = kf.weights.tolist()
-            _save_forgotten(record, target / "forgotten" / f"{cell.config.id}.npz")
+            found["kf_weights"] = knowledge_fusion(record.split(_SPLIT)[0]).weights.tolist()
+            if cell.config.seed == every[0].config.seed:  # the images are to be seen, not counted
+                _save_forgotten(record, target / "forgotten" / f"{cell.config.id}.npz")
         found["results"] = [dataclasses.asdict(result) for result in results]
         content[cell.id] = found
     content = {cell.id: content[cell.id] for cell in every if cell.id in content} | content
@@ -221,10 +220,9 @@ def _save_forgotten(record: RunRecord, path: Path) -> None:
     most = np.argsort(-known, kind="stable")[:_FORGOTTEN]
     data = load(record.config)
     [images] = data.gather(data.eval_images, [torch.from_numpy(most)])
-    arrays = {"image": images.numpy(), "label": record.labels[most], "epochs": known[most]}
-    arrays["predicted"] = record.predicted[-1, most]
+    about = {"label": record.labels, "predicted": record.predicted[-1], "epochs": known}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, image=images.numpy(), **{k: v[most] for k, v in about.items()})
 
 
 def _named(every: Sequence[Cell]) -> Iterator[tuple[Cell, str, Job | None]]:
@@ -251,13 +249,13 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
     distilled = averaged = best = None
     if runs.complete(config):
         val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
-        kf, best_epochs = knowledge_fusion(val), compare.best(val)
+        kf = knowledge_fusion(val)
         averaged = runs.averaged(config, "kf", kf)
-        best = runs.averaged(config, "best", best_epochs)
+        best = runs.averaged(config, "best", compare.best(val))
         distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
     yield "Distilled KF", distilled
     yield "Averaged KF", averaged
-    yield "mean weights of the best epochs", best
+    yield "Mean weights of 5 best", best
     for number, member in enumerate(ensemble[1:], 2):
         yield f"independent network {number}", Job(member)
 
