@@ -1,8 +1,12 @@
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from book.build import execute
 from fmnlib import InputError, runs
 from fmnlib.__main__ import app
 from fmnlib.config import Paused
@@ -10,6 +14,7 @@ from fmnlib.paper import grid
 from fmnlib.paper.grid import cells, publish, published, status, work
 from fmnlib.record import Result, RunRecord
 
+ROOT = Path(__file__).parent.parent
 TINY = {"epochs": 4, "train_samples": 100, "eval_samples": 100}
 NOISY = {"noise": "symmetric", "noise_rate": 0.4}
 
@@ -36,8 +41,9 @@ def test_a_grid_goes_on_where_it_was_stopped(tiny, tmp_path):
     with pytest.raises(Paused):
         work(tiny, device="cpu", workers=1, deadline=0.0)
     work(tiny[:1], device="cpu", workers=1)
-    states = [row["state"] for row in status(tiny)]
-    assert states == ["done"] * 6 + ["left"] * 6
+    rows = status(tiny)
+    assert [row["state"] for row in rows] == ["done"] * 6 + ["left"] * 6
+    assert rows[3]["network"] == "digits convnet sym40 seed 0, Mean weights of 5 best"
     written = {p: p.stat().st_mtime_ns for p in runs.root().glob("*/record.npz")}
     work(tiny, device="cpu", workers=1)
     assert {row["state"] for row in status(tiny)} == {"done"}
@@ -51,9 +57,10 @@ def test_scores_and_light_records_are_published(tiny, tmp_path):
     assert list(content) == [cell.id for cell in tiny]
     results = [Result(**row) for cell in content.values() for row in cell["results"]]
     assert {result.setting for result in results} == {"memorising_sym40", "memorising_clean"}
-    assert {"single", "independent", "kf", "averaged_kf", "distilled_kf"} <= {
-        result.method for result in results
-    }
+    for cell in content.values():
+        methods = {row["method"] for row in cell["results"]}
+        assert {"single", "independent", "kf", "averaged_kf", "distilled_kf"} <= methods
+        assert {"window", "best_probs", "averaged_best", "uniform", "knn"} <= methods
     assert {cell["provenance"]["device"][:3] for cell in content.values()} == {"CPU"}
     for cell in tiny:
         light = RunRecord.load(tmp_path / "records" / f"{cell.config.id}.npz")
@@ -65,6 +72,82 @@ def test_scores_and_light_records_are_published(tiny, tmp_path):
         assert shown["image"].shape == (12, 1, 8, 8)
         lost = shown["epochs"] > 0
         assert (shown["predicted"] != shown["label"])[lost].all()
+
+
+def test_forgotten_images_are_those_right_for_the_most_epochs_of_the_first_seed(
+    monkeypatch, runs_root, tmp_path
+):
+    monkeypatch.setitem(grid.GRIDS, "tiny", grid.Grid("quick", [NOISY | TINY]))
+    both = cells("tiny", seeds=[0, 1])
+    work(both, device="cpu", workers=1)
+    assert publish(both, tmp_path) == 2
+    [path] = (tmp_path / "forgotten").iterdir()
+    assert path.stem == both[0].id
+    assert len(list((tmp_path / "records").iterdir())) == 2
+    shown, record = np.load(path), RunRecord.load(runs.folder(both[0].config))
+    lost = ~record.correct[-1]
+    counts = np.sort(record.correct[:, lost].sum(axis=0))[::-1]
+    assert shown["epochs"].tolist() == counts[:12].tolist()
+
+
+# ---------------------------------------------------------------- the pages that show a grid
+
+
+def page(srcdir, name, results):
+    """What the directive needs of Sphinx."""
+    env = SimpleNamespace(srcdir=srcdir)
+    options = {"results": results, "caption": "", "name": ""}
+    return SimpleNamespace(arguments=[name], options=options, env=env, parse_text_to_nodes=str)
+
+
+def test_a_grid_without_a_measured_cell_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from grids import GridTable
+
+    assert GridTable.run(page(tmp_path, "paper", "gpu")) == "No cell of this grid is measured yet."
+
+
+def test_cells_of_older_versions_are_read_under_the_condition_of_their_config(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from grids import headings, scored, shared, summary
+
+    base = {"item": "x", "split_seed": 0, "accuracy": 0.5, "nll": 1.0, "ece": 0.1}
+    base |= {"networks": 1, "train_seconds": 1.0, "method": "kf"}
+    old = [base | {"seed": 0, "setting": "sym40"}]
+    new = [base | {"seed": 1, "setting": "memorising_sym40"}]
+    new += [row | {"method": "knn"} for row in new]
+    rows = shared([scored(old, "sym40"), scored(new, "sym40")])
+    assert {m: numbers["n"] for m, numbers in summary(rows).items()} == {"kf": 2}
+    keys = [("cifar100", "resnet18", augment, "sym40") for augment in ("crop_flip", "none")]
+    assert headings(keys) == ["augmented 40% symmetric", "memorising 40% symmetric"]
+
+
+# jupyter_client leaves the event loop of a thread open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_notebook_says_of_how_many_seeds_a_number_is(tmp_path, runs_root):
+    content, light = published(ROOT / "results" / "cpu"), tmp_path / "records"
+    shutil.copytree(ROOT / "results" / "cpu" / "forgotten", tmp_path / "forgotten")
+    light.mkdir()
+    every = cells("cifar")
+    first = every[0].id
+    two = {}
+    for seed, cell in enumerate(every[:2]):
+        source = ROOT / "results" / "cpu" / "records" / f"{first}.npz"
+        shutil.copy(source, light / f"{cell.id}.npz")
+        rows = [row | {"seed": seed, "setting": "sym40"} for row in content[first]["results"]]
+        two[cell.id] = {"provenance": content[first]["provenance"], "results": rows}
+    two[every[1].id]["results"] = [row for row in rows if row["method"] != "window"]
+    two[first]["kf_weights"] = content[first]["kf_weights"]
+    (tmp_path / "results.json").write_text(json.dumps({"cells": two}))
+    copy = Path(shutil.copy(ROOT / "notebooks" / "12_cifar100.ipynb", tmp_path))
+    execute(copy, results=str(tmp_path), seeds=[0, 1])
+    ran = {cell["id"]: cell for cell in json.loads(copy.read_text())["cells"]}
+    for name in ("table", "differences", "weights"):
+        lines = json.dumps(ran[name]["outputs"]).split("\\n")
+        assert any("(n = 1)" in line for line in lines), name
+    published_rows = json.dumps(ran["publish"]["outputs"])
+    assert "early_stopping" in published_rows
+    assert "window" not in published_rows  # of every seed or none: differences pair them
 
 
 def test_what_another_machine_published_stays_and_is_not_made_again(

@@ -78,6 +78,7 @@ class GridTable(SphinxDirective):
                 gain(results, method, baseline) if {method, baseline} <= s.keys() else "—"
                 for results, s in zip(rows_of.values(), scores, strict=True)
             ]
+        rows = {name: row for name, row in rows.items() if {*row} != {"—"}}
         for method in ("single", "kf") if "published" in self.options else ():
             row = [self.published(method, key[-1]) for key in columns]
             rows[f"{LOOKS[method].name}, published"] = row
@@ -95,10 +96,11 @@ class GridTable(SphinxDirective):
         return [box]
 
     def forgotten(self, ids: list[str]) -> Numbers:
-        """The largest F_e of each run of a column, from its light record."""
+        """The largest F_e of each run of a column on the half that is scored."""
         records = Path(self.env.srcdir, "results", self.options["results"], "records")
         loaded = [RunRecord.load(records / f"{i}.npz") for i in ids]
-        return percent([forget_fraction(record.correct).max() for record in loaded])
+        scored_halves = [record.split(0)[1] for record in loaded]
+        return percent([forget_fraction(half.correct).max() for half in scored_halves])
 
     def published(self, method: str, setting: str) -> str:
         key = "c100_r18" if setting == "clean" else f"c100_{setting}"
