@@ -56,7 +56,10 @@ class Claims(SphinxDirective):
         rows = []
         for (item, regime), found in groups.items():
             where = ", ".join(filter(None, (DATA.get(item, "digits"), REGIMES.get(regime))))
-            shown = [f"{noise}: {points(*ends)}".replace(" ", "\u00a0") for noise, *ends in found]
+            shown = [
+                f"{noise}: {points(*ends)}".replace(", ", ",\u00a0").replace(" [", "\u00a0[")
+                for noise, *ends in found
+            ]
             page = self.page(item)
             link = f"[{page[:2]}](/notebooks/{page}.ipynb)"
             words = in_words(found, claim["expects"])
