@@ -252,10 +252,11 @@ def finding(differences: Sequence[float] | np.ndarray) -> str:
     """Differences in points, one for each seed, in words: mean, interval and `outcome`.
 
     >>> finding([1.0, 2.0, 3.0]), finding([1.0])
-    ('+2.0 [−0.5, 4.5], not clear', '+1.0, not clear')
+    ('+2.0 [−0.5, 4.5], not clear', '+1.0, one seed')
     """
     mean, low, high = interval(differences)
-    return f"{points(mean, low, high)}, {OUTCOMES[outcome(low, high)]}"
+    words = "one seed" if np.isnan(low) else OUTCOMES[outcome(low, high)]
+    return f"{points(mean, low, high)}, {words}"
 
 
 def verdict(results: Iterable[Result], method: str, baseline: str) -> str:

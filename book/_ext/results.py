@@ -50,7 +50,9 @@ VERSUS = {"found": "beats", "opposite": "loses to", "not clear": "is not told ap
 VERSUS |= {"equal": f"is within {MARGIN} points of"}
 WORDS: dict[str, Callable[[tuple[float, float, float], str], str]] = {
     "gain": lambda ends, found: points(ends[0], math.nan, math.nan),
-    "finding": lambda ends, found: f"{points(*ends)}, {OUTCOMES[found]}",
+    "finding": lambda ends, found: (
+        f"{points(*ends)}, {'one seed' if math.isnan(ends[1]) else OUTCOMES[found]}"
+    ),
     "versus": lambda ends, found: VERSUS[found],
     "given": lambda ends, found: "",
 }
