@@ -27,7 +27,9 @@ from fmnlib.stats import Summary, readable, with_error
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "results")
-HEADLINE = "single early_stopping independent kf averaged_kf distilled_kf".split()
+HEADLINE = """
+    single early_stopping window best_probs averaged_best independent kf averaged_kf distilled_kf
+""".split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
 TRAINING = """
     checkpoint config data distillation images models noise parallel plane record recorder step
