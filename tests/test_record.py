@@ -248,7 +248,8 @@ def test_a_write_that_fails_keeps_the_old_file(record, tmp_path):
 
 
 def test_every_committed_record_loads_and_has_the_name_of_its_run():
-    paths = sorted((Path(__file__).parents[1] / "results").rglob("*.npz"))
+    results = Path(__file__).parents[1] / "results"
+    paths = [*results.glob("reference/*.npz"), *results.glob("*/records/*.npz")]
     assert len(paths) >= 314
     for path in paths:
         assert RunRecord.load(path).config.id == path.stem
