@@ -31,6 +31,7 @@ OUTCOMES = {
     "opposite": "the opposite",
     "equal": f"equal within {MARGIN} points",
     "not clear": "not clear",
+    "one seed": "one seed",
 }
 """The outcomes of a claim, for reading."""
 _EDGE = 1e-9
@@ -238,11 +239,13 @@ def outcome(low: float, high: float) -> str:
 
     Returns:
         equal (the whole interval lies within the margin), found (above zero), opposite (below
-        zero), or not clear; a single seed has no interval and is not clear.
+        zero), or not clear; one seed where there is no interval.
 
     >>> [outcome(*ends) for ends in [(-0.2, 0.4), (0.3, 2.0), (-2.0, -0.3), (-2.0, 2.0)]]
     ['equal', 'found', 'opposite', 'not clear']
     """
+    if np.isnan(low):
+        return "one seed"
     if -MARGIN < low and high < MARGIN:
         return "equal"
     return "found" if low > 0 else "opposite" if high < 0 else "not clear"
@@ -255,8 +258,7 @@ def finding(differences: Sequence[float] | np.ndarray) -> str:
     ('+2.0 [−0.5, 4.5], not clear', '+1.0, one seed')
     """
     mean, low, high = interval(differences)
-    words = "one seed" if np.isnan(low) else OUTCOMES[outcome(low, high)]
-    return f"{points(mean, low, high)}, {words}"
+    return f"{points(mean, low, high)}, {OUTCOMES[outcome(low, high)]}"
 
 
 def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
@@ -271,18 +273,23 @@ def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
 
 
 def readable(setting: str) -> str:
-    """A setting for reading.
+    """A setting for reading: its noise, and in brackets what else it has.
 
-    >>> readable("augmented_sym40"), readable("clean")
-    ('40% symmetric (augmented)', 'clean')
+    >>> readable("augmented_sym40"), readable("clean"), readable("augmented_clean100")
+    ('40% symmetric (augmented)', 'clean', 'clean, 100 images (augmented)')
+    >>> readable("augmented_sym40_constant_rate")
+    '40% symmetric (augmented, constant rate)'
     """
-    regime, _, noise = setting.rpartition("_")
+    first, *rest = setting.split("_")
+    regime = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8"}
+    about = [regime[first]] if first in regime else []
+    noise, *extra = rest if about else [first, *rest]
     kind = noise.rstrip("0123456789")
     words = {"sym": "symmetric", "asym": "asymmetric"}.get(kind)
-    amount = noise.removeprefix(kind)
-    if amount:
+    if amount := noise.removeprefix(kind):
         noise = f"{amount}% {words}" if words else f"{kind}, {amount} images"
-    return f"{noise} ({regime})" if regime else noise
+    about += [" ".join(extra)] if extra else []
+    return f"{noise} ({', '.join(about)})" if about else noise
 
 
 def table(summary: Summary) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def test_a_single_seed_has_neither_error_nor_interval():
     assert percent([0.55]) == {"mean": 55.0, "sem": None, "n": 1, "seeds": [55.0]}
     assert table(summarize(results)).loc["kf", "40% symmetric"] == "55.0"
     assert differences(results, [("kf", "single")]).loc["kf − single", "40% symmetric"] == "+5.0"
-    assert verdict(results, "kf", "single") == "not clear: 40% symmetric"
+    assert verdict(results, "kf", "single") == "one seed: 40% symmetric"
 
 
 def test_differences_and_verdicts_go_by_the_intervals():

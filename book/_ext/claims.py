@@ -47,7 +47,7 @@ class Claims(SphinxDirective):
         summary = read(self.env, "summary.json")
         groups: dict[tuple[str, str], list[Found]] = {}
         for item, setting, terms, signs in expand(claim, summary):
-            regime = setting.rpartition("_")[0]
+            regime = setting.partition("_")[0]
             regime = regime if regime in REGIMES else ""
             noise = readable(setting.removeprefix(f"{regime}_"))
             groups.setdefault((item, regime), []).append((noise, *paired(terms, signs)))

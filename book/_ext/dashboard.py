@@ -13,7 +13,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from fmnlib.stats import points
+from fmnlib.stats import OUTCOMES, outcome, points
 from results import paired, read
 
 HEADS = ("item", "what it shows", "page", "ours", "theirs", "status")
@@ -46,8 +46,9 @@ class Dashboard(SphinxDirective):
             link = f"[{page.stem[:2]}](/notebooks/{page.name}) ([Colab]({colab}))"
             status = "quick profile"
         if ours is not None and theirs is not None:
+            found = outcome(*ours[1:])
             agree = "same direction" if ours[0] * theirs > 0 else "**other direction**"
-            status += ", difference not clear" if ours[1] <= 0 <= ours[2] else f", {agree}"
+            status += f", {agree if found in ('found', 'opposite') else OUTCOMES[found]}"
         shown = ["" if ours is None else points(*ours).replace(", ", ",\u00a0")]
         shown += ["" if theirs is None else points(theirs, math.nan, math.nan)]
         return f"{item['paper']}, {item['item']}", item["shows"], link, *shown, status

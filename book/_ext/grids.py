@@ -117,7 +117,7 @@ class GridTable(SphinxDirective):
         return (
             f"{{.origin}}\nMeasured on {', '.join(told['device'])} with torch "
             f"{', '.join(told['torch'])}, commit {', '.join(told['commit'])}: "
-            f"{len(provenance)} runs and what is made from them. A dash: not measured."
+            f"{len(provenance)} runs and what is made from them."
         )
 
 

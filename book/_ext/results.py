@@ -48,12 +48,16 @@ def paired(terms: list[dict[str, Any]], signs: list[int]) -> tuple[float, float,
 
 VERSUS = {"found": "beats", "opposite": "loses to", "not clear": "is not told apart from"}
 VERSUS |= {"equal": f"is within {MARGIN} points of"}
+
+
+def in_one_seed(gain: float) -> str:
+    return f"is, in one seed, {abs(gain):.1f} points {'above' if gain > 0 else 'below'}"
+
+
 WORDS: dict[str, Callable[[tuple[float, float, float], str], str]] = {
     "gain": lambda ends, found: points(ends[0], math.nan, math.nan),
-    "finding": lambda ends, found: (
-        f"{points(*ends)}, {'one seed' if math.isnan(ends[1]) else OUTCOMES[found]}"
-    ),
-    "versus": lambda ends, found: VERSUS[found],
+    "finding": lambda ends, found: f"{points(*ends)}, {OUTCOMES[found]}",
+    "versus": lambda ends, found: VERSUS.get(found) or in_one_seed(ends[0]),
     "given": lambda ends, found: "",
 }
 
