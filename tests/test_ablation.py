@@ -178,3 +178,11 @@ def test_held_out_images_have_the_labels_that_they_would_be_trained_on():
     assert part.flipped.sum() < whole.flipped.sum() == 400
     with pytest.raises(InputError, match="no training image is held out"):
         data.load(RunConfig(evaluate="heldout"))
+
+
+def test_without_splits_each_run_has_the_one_of_its_training_seed():
+    record = make(3)
+    [own] = ablation.scored([record], [], {"a": uniform}, item="x")
+    [same] = ablation.scored([record], [3], {"a": uniform}, item="x")
+    assert record.config.seed == 3
+    assert own == same

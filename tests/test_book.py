@@ -211,3 +211,20 @@ def test_other_seeds_reach_every_notebook_that_trains(tmp_path):
         printed[name] = "".join(cells[-1]["outputs"][0]["text"]).strip()
     assert printed == {"1_many": "[[7, 8]]", "2_one": "[7]", "3_grid": "[[0, 1]]"}
     gc.collect()  # here, where the warning is expected
+
+
+def test_a_comparison_is_a_verb_that_follows_its_interval(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from fmnlib.stats import outcome
+    from results import WORDS
+
+    words = {
+        (2.0, 1.0, 3.0): "beats",
+        (-2.0, -3.0, -1.0): "loses to",
+        (0.1, -0.2, 0.3): "is within 0.5 points of",
+        (0.1, -2.0, 2.0): "is not told apart from",
+        (7.7, np.nan, np.nan): "is, in one seed, 7.7 points above",
+        (-0.5, np.nan, np.nan): "is, in one seed, 0.5 points below",
+    }
+    for ends, verb in words.items():
+        assert WORDS["versus"](ends, outcome(*ends[1:])) == verb

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fmnlib import InputError, RunConfig, fusion, runs
+from fmnlib.data import load
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.paper.compare import compare, independent_members
 from fmnlib.training import train
@@ -83,3 +84,18 @@ def test_compare_scores_each_method_once_on_the_test_half():
     assert cost["independent"][0] == 2
     assert cost["independent"][1] > cost["single"][1]
     assert cost["distilled_kf"][0] == cost["averaged_kf"][0] == cost["single"][0] == 1
+
+
+def test_the_nearest_neighbours_are_those_of_plain_loops():
+    [knn] = [r for r in compare([SMALL], item="x", splits=[0], members=1) if r.method == "knn"]
+    data, [record] = load(SMALL), runs.obtain([SMALL])
+    test = record.split(0)[1]
+    train, queries = (
+        data.normalize(images).flatten(1).double().numpy()
+        for images in (data.images, data.eval_images[test.index])
+    )
+    right = 0
+    for query, label in zip(queries, test.labels, strict=True):
+        nearest = ((train - query) ** 2).sum(axis=1).argsort(kind="stable")[:15]
+        right += np.bincount(data.labels[nearest].numpy()).argmax() == label
+    assert knn.accuracy == pytest.approx(right / len(test.labels), abs=1.5 / len(test.labels))

@@ -40,7 +40,7 @@ def scored(
     results = []
     for record in records:
         cost = extra_seconds + float(record.provenance["seconds"])
-        for split in splits or [record.config.seed if record.config else 0]:
+        for split in _splits(record, splits):
             val, test = record.split(split)
             for method, choose in ways.items():
                 fusion = choose(val)
@@ -162,11 +162,15 @@ def class_accuracy(
     """Test accuracy of each class, mean over runs and splits."""
     rows = []
     for record in records:
-        for split in splits or [record.config.seed if record.config else 0]:
+        for split in _splits(record, splits):
             val, test = record.split(split)
             right = fuse(test, choose(val)).argmax(axis=1) == test.labels
             rows.append(by_class(right[None], test.labels, test.classes)[:, 0])
     return np.mean(rows, axis=0)
+
+
+def _splits(record: RunRecord, splits: Sequence[int]) -> Sequence[int]:
+    return splits or [record.config.seed if record.config else 0]
 
 
 def _check_count(count: int, most: int) -> None:
