@@ -182,3 +182,9 @@ def test_replicates_draw_their_own_noise_and_take_changes_last():
         ("memorising_sym40", 3, 3, 6),
         ("memorising_sym40", 4, 4, 6),
     ]
+
+
+@pytest.mark.parametrize(("augment", "views"), [("none", 0), ("crop", 8)])
+def test_only_students_of_augmented_runs_have_a_bounded_set_of_views(augment, views):
+    run = dataclasses.replace(SMALL, augment=augment)
+    assert student_of_finals("single", [run], 8).config.student.teacher_views == views
