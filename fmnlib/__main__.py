@@ -70,7 +70,7 @@ def train_run(
 def diagnose_run(
     run: str, *, split: int = 0, html: Path | None = None, as_json: Json = False
 ) -> None:
-    """Diagnose a run: did it overfit locally, where, since when, and what is worth doing.
+    """Diagnose a run: what is worth doing, whether it overfits, where, and since when.
 
     The diagnosis looks at the validation half alone; intervals are of 95% over its samples.
 
@@ -99,9 +99,9 @@ def diagnose_run(
         print(json.dumps(overview | {"diagnosis": diagnosis.summary()}))
         return
     _show({f"{name}, all samples": value for name, value in overview.items()}, as_json)
-    print("", *diagnosis.sentences, sep="\n")
+    print("", diagnosis, sep="\n")
     if files := record.provenance.get("checkpoints"):
-        epochs = dict.fromkeys((diagnosis.epoch, diagnosis.early_epoch))
+        epochs = dict.fromkeys((diagnosis.epoch, diagnosis.around, diagnosis.early_epoch))
         print(*(f"Epoch {epoch} is {files[epoch]}." for epoch in epochs))
 
 

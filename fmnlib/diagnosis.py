@@ -1,27 +1,70 @@
-"""What a run forgot, and what to do about it, from the validation half alone.
+"""What a run's past knows that its end does not, and what to do, from the validation half alone.
 
-Whatever is chosen (the epoch that knew most, the checkpoint to stop at, the fusion) is chosen on
-four fifths of the half and scored on the rest, in turn: cross-fitting. What the folds choose
-varies with the samples too, which about doubles the variance of a count; intervals are wider by
-the square root of 2 for that. The test half is left for the report on what is then done.
+Networks churn: any two epochs are right about different samples, also where nothing is lost. The
+verdict therefore compares mixtures of equally many networks: the last ones, those around an
+earlier epoch, and half of each. It asks what the past knows that the late networks *together* do
+not, and how much of that their accuracies show; where every epoch is as good as any other,
+neither difference has a sign.
+
+Whatever is chosen (that epoch, the checkpoint to stop at, the fusion) is chosen on four fifths of
+the half and scored on the rest, in turn: cross-fitting. What the folds choose varies with the
+samples too, which about doubles the variance of a count; intervals are wider by the square root
+of 2 for that. The test half is left for the report on what is then done.
 """
 
 import dataclasses
 import textwrap
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
-from scipy.stats import binomtest, norm
+from jaxtyping import Bool, Float
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.stats import norm
 
 from fmnlib import scores
-from fmnlib.fusion import early_stopping, fuse, knowledge_fusion, refuse_test, right_samples
+from fmnlib.config import InputError
+from fmnlib.fusion import (
+    Fusion,
+    best_epochs,
+    early_stopping,
+    early_stopping_window,
+    fuse,
+    horizontal,
+    knowledge_fusion,
+    refuse_test,
+    right_samples,
+)
 from fmnlib.record import RunRecord
-from fmnlib.stats import Gain, Interval, Mask, paired_gain, proportion
+from fmnlib.stats import MARGIN, Gain, Interval, Mask, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
+BEST = 5
+"""Epochs that `best_epochs` mixes."""
+_KF = "Knowledge Fusion"
+_LATE = 4  # networks of half a mixture, at most
+_BLOCK = 2**23  # probabilities that are held in memory at a time
+
+Verdict = Literal["none", "local", "classic"]
+Masks = Bool[np.ndarray, "candidates samples"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """Something to do in place of the final network.
+
+    Attributes:
+        name: What it is, with the epoch where it is one.
+        networks: Networks that one prediction takes.
+        gain: Over the final network.
+        behind: How much the best of the options gains over this one.
+    """
+
+    name: str
+    networks: int
+    gain: Gain
+    behind: Gain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,205 +76,339 @@ class Diagnosis:
         epochs: Epochs of the run.
         epoch: The epoch of the largest forget fraction.
         forget: The largest forget fraction, cross-fitted.
-        chance: The forget fraction of guessing, which gets 1 / classes of the final errors right.
-        p_value: How likely guessing would get as many of them right: an epoch is chosen on one
-            half of the samples, the binomial test is of the other, both ways; twice the smaller.
         lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
-        classes: A row a class, by name where the record knows names: samples, forget fraction
-            with the ends of its interval, p-value; intervals and p-values hold for all classes
-            together (Bonferroni).
+        networks: Networks of each mixture that the verdict compares.
+        around: The earlier epoch around which the run knew what it lost.
+        fell: How much the accuracy of a network fell, from those around an earlier epoch to the
+            last ones.
+        lost: Knowledge that the last ones, together, do not have: what a mixture of the networks
+            around an earlier epoch, or of half of them and half of the last ones, gains over a
+            mixture of the last ones.
+        unseen: `lost` less `fell`: what the accuracy does not show.
+        classes: A row a class, by name where the record knows names: samples, the share that is
+            forgotten, and `lost` within the class with the ends of an interval; intervals hold
+            for all classes together (Bonferroni).
         early_epoch: Where early stopping stops.
-        networks: Networks that one prediction of the fusion takes.
-        fused: Gain of Knowledge Fusion over the final network; None without probabilities.
-        stopped: Gain of early stopping over the final network.
-        over_stopped: Gain of Knowledge Fusion over early stopping.
+        options: What can be done, the cheapest first.
+        over_free: Gain of Knowledge Fusion over the best option that needs no search; None
+            without probabilities.
     """
 
     samples: int
     epochs: int
     epoch: int
     forget: Interval
-    chance: float
-    p_value: float
     lost_by: int | None
+    networks: int
+    around: int
+    fell: Gain
+    lost: Gain
+    unseen: Gain
     classes: pd.DataFrame
     early_epoch: int
-    networks: int | None
-    fused: Gain | None
-    stopped: Gain
-    over_stopped: Gain | None
+    options: tuple[Option, ...]
+    over_free: Gain | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Nothing beyond churn ("none"), local or classic overfitting.
+
+        classic: accuracy fell. local: accuracy held, and knowledge was lost all the same. What
+        fell or was lost is certain, its interval above 0, and at least `fmnlib.stats.MARGIN`
+        points.
+        """
+        if _certain(self.fell):
+            return "classic"
+        return "local" if _certain(self.lost) else "none"
 
     @property
     def overfits(self) -> bool:
-        """Whether more is forgotten than guessing explains, at the level of 0.05."""
-        return self.p_value < LEVEL
+        """Whether the run overfits, locally or classically."""
+        return self.verdict != "none"
 
     @property
     def worst_classes(self) -> list[int | str]:
-        """The classes that overfit by the same test, the most forgotten one first."""
-        beyond = self.classes[self.classes["p_value"] < LEVEL]
-        return beyond.sort_values("forgotten", ascending=False, kind="stable").index.tolist()
+        """The classes that certainly lost, the most first."""
+        lost = self.classes[self.classes["low"] > 0]
+        return lost.sort_values("lost", ascending=False, kind="stable").index.tolist()
+
+    @property
+    def best(self) -> Option | None:
+        """The cheapest option that is not certainly worse than the best; None if none gains.
+
+        An option counts where its gain over the final network is certain, its interval above 0.
+        """
+        gaining = [option for option in self.options if option.gain.low > 0]
+        return next((option for option in gaining if option.behind.low <= 0), None)
 
     @property
     def advice(self) -> str:
-        """leave, stop early, or distil.
-
-        stop early: its gain over the final network is certain (its interval lies above 0), and
-        that the fusion is better still is not. distil: the fusion's gain is certain, over early
-        stopping too where that has one. leave: neither gain is certain.
-        """
-        fused, over = self.fused, self.over_stopped
-        fusion_gains = fused is not None and fused.low > 0 and (self.networks or 0) > 1
-        if self.stopped.low > 0 and not (fusion_gains and over is not None and over.low > 0):
-            return "stop early"
-        return "distil" if fusion_gains else "leave"
+        """leave, stop early (one checkpoint), or distil (a mixture)."""
+        if self.best is None:
+            return "leave"
+        return "stop early" if self.best.networks == 1 else "distil"
 
     @property
     def sentences(self) -> list[str]:
-        """The diagnosis in plain words, the advice last."""
-        return [self._forgetting(), *self._since(), *self._recovery(), self._advice()]
+        """The diagnosis in plain words: what to do, and why."""
+        return [self._advice(), *self._over_free(), self._why(), self._forgotten(), *self._since()]
 
     def __str__(self) -> str:
-        """The sentences, in lines of at most 76 characters."""
-        return "\n".join(
-            textwrap.fill(sentence, 76, break_on_hyphens=False) for sentence in self.sentences
-        )
+        """The first sentence, what each option gains, and why; lines of at most 76 characters."""
+        first, *others = (textwrap.fill(s, 76, break_on_hyphens=False) for s in self.sentences)
+        table = self.table().to_string(header=False, index_names=False)
+        return "\n".join([first, table, *others])
+
+    def table(self) -> pd.DataFrame:
+        """What each option gains over the final network, and the networks it takes, as texts."""
+        rows = {
+            o.name: {"gain": str(o.gain), "networks": _networks(o.networks)} for o in self.options
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("option")
 
     def summary(self) -> dict[str, Any]:
         """The diagnosis as plain numbers and texts, for JSON."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {k: vars(v) if isinstance(v, Interval) else v for k, v in fields.items()}
-        derived = {"overfits": self.overfits, "worst_classes": self.worst_classes}
-        derived |= {"advice": self.advice, "sentences": self.sentences}
-        return plain | derived | {"classes": self.classes.reset_index().to_dict("records")}
+        plain = dataclasses.asdict(self) | {
+            "classes": self.classes.reset_index().to_dict("records")
+        }
+        derived = ("verdict", "overfits", "worst_classes", "advice", "sentences")
+        return plain | {name: getattr(self, name) for name in derived}
 
-    def _forgetting(self) -> str:
-        answer = "yes" if self.overfits else "none beyond what guessing explains"
-        forgotten = f"right after an earlier epoch (about {self.epoch}) and wrong at the end"
-        share = f"{self.forget} of the samples are {forgotten} (guessing: {self.chance:.1%})"
-        return f"Local overfitting: {answer}; {share}, judged by {self.samples} of them."
+    def _advice(self) -> str:
+        best = self.best
+        if best is None:
+            return "Leave the final network as it is: no gain over it is certain on these samples."
+        action, how = f"Mix {best.name}", f", {best.networks} networks a prediction, or distil it"
+        if best.networks == 1:
+            action, how = f"Take the checkpoint of epoch {self.early_epoch} ({best.name})", ""
+        others = "no option that costs more is certainly better on these samples"
+        return f"{action}: {best.gain} over the final network{how}; {others}."
+
+    def _over_free(self) -> list[str]:
+        if self.over_free is None:
+            return ["Mixtures are not scored: the record holds no probabilities."]
+        return [f"Knowledge Fusion less the best of those that need no search: {self.over_free}."]
+
+    def _why(self) -> str:
+        late = f"the last {self.networks} together" if self.networks > 1 else "the last one"
+        lost = f"with networks around epoch {self.around}, {late} would gain {self.lost}"
+        fell = f"the accuracy of a network fell by {100 * self.fell.value:.1f} points"
+        fell += f" ({100 * self.fell.low:.1f} to {100 * self.fell.high:.1f})"
+        if self.verdict == "classic":
+            more = "more was lost than that shows: " if self.unseen.low > 0 else ""
+            return f"Classic overfitting: {fell}; {more}{lost}."
+        if self.verdict == "local":
+            return f"Local overfitting: accuracy held, but knowledge was lost; {lost}; {fell}."
+        limit = "" if self.epochs > 3 else "; fewer than four epochs do not show more"
+        return f"Nothing beyond churn: {fell}; {lost}{limit}."
+
+    def _forgotten(self) -> str:
+        share = f"{self.forget} of {self.samples} samples"
+        return f"Forget fraction: {share} are right after epoch {self.epoch} and wrong at the end."
 
     def _since(self) -> list[str]:
         if not self.overfits:
             return []
-        worst = [f"{c} ({self.classes['forgotten'][c]:.0%})" for c in self.worst_classes]
-        listed = ", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if worst[5:] else "")
-        lost = f"Half of what epoch {self.epoch} knew and the end does not was lost for good"
-        return [f"{lost} by epoch {self.lost_by}.", f"Classes that overfit: {listed or 'none'}."]
+        half = f"Half of that was lost for good by epoch {self.lost_by}."
+        worst = [f"{c} ({self.classes['lost'][c]:.0%})" for c in self.worst_classes]
+        listed = f", most of all {', '.join(worst[:5])}" if worst else ""
+        return [half, f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}."]
 
-    def _recovery(self) -> list[str]:
-        stopped = f"early stopping at epoch {self.early_epoch}: {self.stopped}, one network"
-        if self.fused is None:
-            return [f"Expected over the final network, {stopped}; fusion needs probabilities."]
-        networks = "one network" if self.networks == 1 else f"{self.networks} networks"
-        fused = f"Knowledge Fusion: {self.fused}, {networks} a prediction"
-        return [f"Expected over the final network, {fused}; {stopped}."]
 
-    def _advice(self) -> str:
-        if self.advice == "leave":
-            return "Leave the final network as it is: no gain is certain on these samples."
-        if self.advice == "stop early":
-            action = f"Take the checkpoint of epoch {self.early_epoch}"
-            return f"{action}: that fusing and distilling beat it is not certain on these samples."
-        reason = f"it beats early stopping by {self.over_stopped}"
-        if self.stopped.low <= 0:
-            reason = "its gain is certain on these samples, that of early stopping is not"
-        return f"Fuse, and distil the fusion: {reason}; a student costs one network a prediction."
+def _networks(number: int) -> str:
+    return "one network" if number == 1 else f"{number} networks"
+
+
+def _certain(gain: Gain) -> bool:
+    return gain.low > 0 and 100 * gain.value >= MARGIN
 
 
 def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
-    """Measure whether a run overfits locally, where, and the gains of early stopping and fusion.
+    """Say whether a run overfits, locally or classically, where, and what is worth doing.
 
     Args:
         record: A run, or its validation half.
         split: Seed that draws the halves of a whole run; the test half is not used.
 
     Raises:
-        InputError: If the record is a test half, or its validation half misses a class.
+        InputError: If the record is a test half, has one epoch, or is never better than the most
+            frequent class.
 
     >>> probs = np.tile([[[0.9, 0.1]], [[0.2, 0.8]]], (1, 200, 1))  # all right, then all wrong
-    >>> diagnosis = diagnose(RunRecord.from_arrays(probs, np.zeros(200, int)))
-    >>> diagnosis.overfits, diagnosis.epoch, diagnosis.advice
-    (True, 0, 'stop early')
+    >>> labels = np.zeros(200, int)
+    >>> labels[::4], probs[:, ::4] = 1, probs[:, ::4, ::-1]
+    >>> diagnosis = diagnose(RunRecord.from_arrays(probs, labels))
+    >>> diagnosis.verdict, diagnosis.epoch, diagnosis.advice
+    ('classic', 0, 'stop early')
     """
     refuse_test(record)
     val = record.split(split)[0] if record.half == "all" else record
-    correct, wrong = val.correct, ~val.correct[-1]
-    lost, stopped, fused = _cross_fit(val, split)
-    errors = _final_errors(val, split)
-    epoch = int(scores.forget_fraction(correct).argmax())
-    last_right = scores.last_correct_epoch(correct)[correct[epoch] & wrong]
+    if val.epochs < 2:
+        raise InputError("the record has one epoch; record two or more to see what is forgotten")
+    _refuse_chance(val)
+    fold_of = np.random.default_rng(split).permutation(len(val.labels)) % FOLDS
+    past, late, networks = _mixtures(val)
+    starts = len(val_epochs := _epochs_of(val)) - 2 * networks + 1
+    around = int(past.sum(axis=1).argmax()) % starts + networks // 2
+    known = _cross_fit(past, fold_of)
+    means = sliding_window_view(val.correct[val_epochs], networks, axis=0).mean(axis=2)
+    fell = _cross_fit(means[:starts], fold_of) - means[-1]
+    forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
+    epoch = int(scores.forget_fraction(val.correct).argmax())
+    last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
+    options, over_free = _options(val, fold_of)
+    level = _wide(LEVEL)
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
         epoch=epoch,
-        forget=proportion(int(lost.sum()), len(lost), _wide(LEVEL)),
-        chance=float(wrong.mean()) / val.classes,
-        p_value=_p_value(errors, val.classes),
+        forget=proportion(int(forgotten.sum()), len(forgotten), level),
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
-        classes=_by_class(val, lost, errors),
+        networks=networks,
+        around=int(val_epochs[around]),
+        fell=_mean(fell, level),
+        lost=paired_gain(known, late, level),
+        unseen=_mean(known * 1.0 - late - fell, level),
+        classes=_by_class(val, forgotten, known, late),
         early_epoch=int(early_stopping(val).weights.argmax()),
-        networks=None if fused is None else knowledge_fusion(val).networks,
-        fused=None if fused is None else paired_gain(fused, ~wrong, _wide(LEVEL)),
-        stopped=paired_gain(stopped, ~wrong, _wide(LEVEL)),
-        over_stopped=None if fused is None else paired_gain(fused, stopped, _wide(LEVEL)),
+        options=options,
+        over_free=over_free,
     )
 
 
-Errors = tuple[Int[np.ndarray, " _"], Bool[np.ndarray, " _"]]
-"""Of one half: labels of the final errors, and which of them the other half's epoch knew."""
+def _epochs_of(val: RunRecord) -> np.ndarray:
+    """The epochs that mixtures are made of: those with probabilities; all where they are few."""
+    whole = val.probs is not None and len(val.kept) >= min(4, val.epochs)
+    return val.kept if whole else np.arange(val.epochs)
+
+
+def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int]:
+    """Which samples mixtures of equally many networks get right.
+
+    Returns:
+        Of the networks around each earlier epoch; after them, where there are four epochs or
+        more, of half of those and half of the last ones; of the last ones; how many they are.
+        Probabilities are summed, and votes where
+        there are none (of equally many, those of later epochs decide). The sums are exact, so
+        that their order does not matter: float16 has steps of 2^-24.
+    """
+    epochs = _epochs_of(val)
+    rows = len(epochs)
+    half = max(1, min(_LATE, rows // 10))
+    networks = 2 * half if rows >= 4 else 1
+    past = np.zeros((rows - 2 * networks + 1, len(val.labels)), bool)
+    mixed, late = past[: len(past) * (networks > 1)].copy(), past[0].copy()
+    step = max(1, _BLOCK // (rows * val.classes))
+    for block in np.split(np.arange(len(val.labels)), range(step, len(val.labels), step)):
+        labels, total = val.labels[block], np.zeros((rows + 1, len(block), val.classes))
+        if val.probs is not None and epochs is val.kept:
+            total[1:] = np.asarray(val.probs[:, block], np.float16)
+        else:
+            later = 1 + np.arange(rows)[:, None, None] * 2.0**-20
+            np.put_along_axis(total[1:], val.predicted[:, block, None], later, axis=2)
+        np.cumsum(total, axis=0, out=total)
+
+        late[block] = _right_sums(total, labels, (rows - networks, rows))
+        for start in range(len(past)):
+            past[start, block] = _right_sums(total, labels, (start, start + networks))
+            if networks > 1:
+                middle = start + half - half // 2
+                spans = (middle, middle + half), (rows - half, rows)
+                mixed[start, block] = _right_sums(total, labels, *spans)
+    return np.concatenate([past, mixed]), late, networks
+
+
+def _right_sums(total: np.ndarray, labels: np.ndarray, *spans: tuple[int, int]) -> Mask:
+    """Which samples the sum over spans of epochs gets right, from the sums up to each epoch."""
+    summed = sum(total[stop] - total[start] for start, stop in spans)
+    return right_samples(np.asarray(summed), labels)
+
+
+def _cross_fit(candidates: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
+    """Of each fold, what the candidate gets right that is best on the other folds."""
+    right = np.zeros_like(candidates[0])
+    for fold in range(FOLDS):
+        here = fold_of == fold
+        right[here] = candidates[candidates[:, ~here].sum(axis=1).argmax(), here]
+    return right
+
+
+def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], Gain | None]:
+    """The options, the cheapest first, and the gain of Knowledge Fusion over the others."""
+    chosen = _choose(val)
+    right = {name: np.zeros(len(val.labels), bool) for name in chosen}
+    for fold in range(FOLDS):
+        here = np.flatnonzero(fold_of == fold)
+        rest = val.take(here, "val")
+        for name, fusion in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
+            right[name][here] = _right(rest, fusion)
+    final, level = val.correct[-1], _wide(LEVEL)
+    best = max(right.values(), key=np.sum)
+    options = tuple(
+        Option(
+            name=name,
+            networks=fusion.networks,
+            gain=paired_gain(right[name], final, level),
+            behind=paired_gain(best, right[name], level),
+        )
+        for name, fusion in chosen.items()
+    )
+    fused = right.pop(_KF, None)
+    if fused is None:
+        return options, None
+    return options, paired_gain(fused, max(right.values(), key=np.sum), level)
+
+
+def _choose(val: RunRecord) -> dict[str, Fusion]:
+    """What each option is, by name, the cheapest first; of a light record, early stopping."""
+    stopped = {"early stopping": early_stopping(val)}
+    if val.probs is None:
+        return stopped
+    few, fused = min(BEST, len(val.kept)), knowledge_fusion(val)
+    return stopped | {
+        f"the last {few} epochs": horizontal(val, few),
+        f"the {few} best epochs": best_epochs(val, few),
+        "the window of early stopping": early_stopping_window(val, fused.networks),
+        _KF: fused,
+    }
+
+
+def _right(record: RunRecord, fusion: Fusion) -> Mask:
+    if fusion.networks == 1:  # as it predicted, before float16 makes ties
+        return record.correct[fusion.weights.argmax()]
+    return right_samples(fuse(record, fusion), record.labels)
+
+
+def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.DataFrame:
+    rows, present = {}, np.unique(val.labels).tolist()
+    names = val.provenance.get("classes") or range(val.classes)
+    for label in present:
+        inside = val.labels == label
+        fell = paired_gain(known[inside], late[inside], 1 - LEVEL / len(present))
+        row = {"samples": int(inside.sum()), "forgotten": float(forgotten[inside].mean())}
+        rows[names[label]] = row | {"lost": fell.value, "low": fell.low, "high": fell.high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
+
+
+def _refuse_chance(val: RunRecord) -> None:
+    """Refuse predictions that have nothing to do with the labels."""
+    marginals = [np.bincount(row, minlength=val.classes) for row in (val.labels, *val.predicted)]
+    share = np.array(marginals) / len(val.labels)
+    chance = (share[0] * share[1:]).sum(axis=1)
+    error = np.sqrt(chance * (1 - chance) / len(val.labels))
+    if (val.accuracy <= chance + norm.isf(LEVEL / val.epochs) * error).all():
+        best = f"at most {val.accuracy.max():.1%} of the samples are right"
+        problem = f"no epoch is better than chance: {best}"
+        raise InputError(f"{problem}; are the labels in the order of the predictions?")
+
+
+def _mean(values: Float[np.ndarray, " samples"], level: float) -> Gain:
+    """A mean over samples and its interval, by the central limit theorem."""
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
+    margin = float(norm.isf((1 - level) / 2)) * error
+    return Gain(mean, mean - margin, mean + margin)
 
 
 def _wide(error: float) -> float:
     """The level at which an interval for counts covers 1 - error at twice their variance."""
     return float(1 - 2 * norm.sf(norm.isf(error / 2) * 2**0.5))
-
-
-def _cross_fit(val: RunRecord, seed: int) -> tuple[Mask, Mask, Mask | None]:
-    """Which samples are forgotten, and right by early stopping and by fusion, cross-fitted."""
-    samples = len(val.labels)
-    lost, stopped, fused = np.zeros((3, samples), bool)
-    fold_of = np.random.default_rng(seed).permutation(samples) % FOLDS
-    for fold in range(FOLDS):
-        here = np.flatnonzero(fold_of == fold)
-        chosen, rest = val.take(np.flatnonzero(fold_of != fold), "val"), val.take(here, "val")
-        epoch = int(scores.forget_fraction(chosen.correct).argmax())
-        lost[here] = rest.correct[epoch] & ~rest.correct[-1]
-        stopped[here] = rest.correct[int(early_stopping(chosen).weights.argmax())]
-        if val.probs is not None:
-            fused[here] = right_samples(fuse(rest, knowledge_fusion(chosen)), rest.labels)
-    return lost, stopped, None if val.probs is None else fused
-
-
-def _final_errors(val: RunRecord, seed: int) -> list[Errors]:
-    halves = np.array_split(np.random.default_rng(seed).permutation(len(val.labels)), 2)
-    errors = []
-    for chosen, rest in (halves, halves[::-1]):
-        epoch = int(scores.forget_fraction(val.correct[:, chosen]).argmax())
-        wrong = rest[~val.correct[-1, rest]]
-        errors.append((val.labels[wrong], val.correct[epoch, wrong]))
-    return errors
-
-
-def _by_class(val: RunRecord, lost: Mask, halves: list[Errors]) -> pd.DataFrame:
-    rows = []
-    for label in range(val.classes):
-        inside = val.labels == label
-        count, level = int(inside.sum()), _wide(LEVEL / val.classes)
-        share = proportion(int(lost[inside].sum()), max(1, count), level)
-        p_value = min(1.0, val.classes * _p_value(halves, val.classes, label))
-        row = {"samples": count, "forgotten": share.value, "low": share.low, "high": share.high}
-        rows.append(row | {"p_value": p_value})
-    names = val.provenance.get("classes") or range(val.classes)
-    return pd.DataFrame(rows, index=list(names)).rename_axis("class")
-
-
-def _p_value(halves: list[Errors], classes: int, label: int | None = None) -> float:
-    """P-value that guessing gets as many of the final errors right, of one class or of all."""
-    p_values = [1.0]
-    for labels, known in halves:
-        right = known if label is None else known[labels == label]
-        if len(right):
-            test = binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater")
-            p_values.append(float(test.pvalue))
-    return min(1.0, 2 * min(p_values))

@@ -44,7 +44,7 @@ def page(record: RunRecord, diagnosis: Diagnosis, fusion: Fusion | None, *, titl
     parts = [f"<p>{html.escape(sentence)}</p>" for sentence in diagnosis.sentences]
     parts += [_forgetting(record, diagnosis)]
     parts += [_weights(fusion)] if fusion is not None else []
-    body = "\n".join([*parts, _table(diagnosis)])
+    body = "\n".join([*parts, _options(diagnosis), _table(diagnosis)])
     return _PAGE.format(title=html.escape(title), body=body)
 
 
@@ -68,17 +68,25 @@ def _weights(fusion: Fusion) -> str:
     return _figure(figure, alt, "What Knowledge Fusion mixes, chosen on the validation half.")
 
 
+def _options(diagnosis: Diagnosis) -> str:
+    shown = diagnosis.table().reset_index()
+    shown = shown.rename(columns={"gain": "gain over the final network"})
+    table = shown.to_html(index=False, border=0)
+    return f'<h2>What can be done</h2>\n<div class="wide">{table}</div>'
+
+
 def _table(diagnosis: Diagnosis) -> str:
     shown = diagnosis.classes.copy()
-    for column in ("forgotten", "low", "high"):
+    for column in ("forgotten", "lost", "low", "high"):
         shown[column] = (100 * shown[column]).map("{:.1f}%".format)
-    shown["p_value"] = shown["p_value"].map("{:.3g}".format)
-    about = f"after epoch {diagnosis.epoch} or so, and is wrong at the end"
-    caption = f"Share of each class that was right in mid-training, {about}"
-    notes = "intervals and p-values hold for all classes together."
-    shown = shown.rename(columns={"p_value": "p-value"}).reset_index()
-    table = shown.to_html(index=False, border=0)
-    return f'<h2>Classes</h2>\n<p>{caption}; {notes}</p>\n<div class="wide">{table}</div>'
+    caption = (
+        "Forgotten: the share of each class that is right after an earlier epoch and wrong at the "
+        f"end. Lost: what the networks around epoch {diagnosis.around} get right of it and the "
+        "last ones do not, less what only the last ones get right; with the ends of an interval "
+        "that holds for all classes together."
+    )
+    table = shown.reset_index().to_html(index=False, border=0)
+    return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
 
 
 def _figure(figure: Figure, alt: str, caption: str) -> str:

@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.special import softmax
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.diagnosis import diagnose
+from fmnlib.diagnosis import Option, diagnose
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
 from fmnlib.stats import Gain
@@ -44,72 +44,133 @@ def forgetful(samples=400, classes=5):
     return record_of(np.where(right, labels, (labels + 1) % classes), labels, classes)
 
 
+def independent(seed, classes, epochs=20, samples=800, slow=0.0):
+    """A stationary run: each epoch knows as much as any other, and is wrong about others."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(samples) % classes
+    own, noise = rng.normal(size=(2, samples, classes))
+    own[np.arange(samples), labels] += 2
+    probs = np.empty((epochs, samples, classes))
+    for epoch in range(epochs):
+        fresh = rng.normal(size=(samples, classes))
+        noise = slow * noise + (1 - slow**2) ** 0.5 * fresh
+        probs[epoch] = softmax(2 * (own + noise), axis=1)
+    return RunRecord.from_arrays(probs, labels)
+
+
+def swapping(samples=400):
+    """Accuracy holds at 80%: what is known of samples 0 to 19% is swapped for 20 to 39%."""
+    labels, place = np.arange(samples) % 5, np.random.default_rng(3).permutation(samples)
+    right = np.ones((12, samples), bool)
+    right[:6] = place >= 0.2 * samples
+    right[6:] = (place < 0.2 * samples) | (place >= 0.4 * samples)
+    predicted = np.where(right, labels, (labels + 1) % 5)
+    probs = np.full((12, samples, 5), 0.025)
+    np.put_along_axis(probs, predicted[..., None], np.where(right, 0.9, 0.6)[..., None], axis=2)
+    other = np.where(right, (labels + 1) % 5, labels)[..., None]
+    np.put_along_axis(probs, other, np.where(right, 0.025, 0.325)[..., None], axis=2)
+    return RunRecord.from_arrays(probs, labels)
+
+
 def test_where_nothing_is_forgotten_it_says_so():
     found = diagnose(steady())
-    assert not found.overfits
+    assert (found.verdict, found.overfits) == ("none", False)
     assert found.forget.value == 0
     assert found.worst_classes == []
     assert found.lost_by is None
     assert found.advice == "leave"
-    assert found.sentences[0].startswith("Local overfitting: none beyond what guessing explains")
-    assert found.sentences[-1].startswith("Leave the final network as it is")
-    assert found.fused.low <= 0 <= found.fused.high
+    assert found.sentences[0].startswith("Leave the final network as it is")
+    assert "Nothing beyond churn" in str(found)
+    fused = found.options[-1]
+    assert fused.gain.low <= 0 <= fused.gain.high
 
 
 def test_what_is_forgotten_is_found_where_it_is():
     record = forgetful()
     found = diagnose(record)
     val = record.split(0)[0]
-    assert found.overfits
-    assert found.forget.value == (~val.correct[-1]).mean()
+    assert found.verdict == "classic"  # nothing was learned in its place
+    assert found.forget.value == found.lost.value == found.fell.value == (~val.correct[-1]).mean()
     assert found.forget.low < found.forget.value < found.forget.high
     assert sorted(found.worst_classes) == [1, 3]
-    assert (found.epoch, found.lost_by) == (2, 6)
+    assert (found.epoch, found.early_epoch, found.lost_by) == (2, 2, 6)
+    assert 2 <= found.around < 6
     assert found.samples == 200
-    assert found.chance == pytest.approx((~val.correct[-1]).mean() / 5)
     counted = [(~val.correct[-1] & (val.labels == c)).sum() for c in range(5)]
     assert (found.classes["forgotten"] * found.classes["samples"]).tolist() == counted
-    assert found.stopped.value == found.forget.value  # early stopping gets all of it back
+    assert (found.classes["lost"] * found.classes["samples"]).tolist() == counted
+    assert found.options[0].gain.value == found.forget.value  # all of it comes back
     assert found.advice == "stop early"
-    assert found.sentences[-1].startswith("Take the checkpoint of epoch 2")
-    assert str(found).replace("\n", " ") == " ".join(found.sentences)
+    assert found.sentences[0].startswith("Take the checkpoint of epoch 2")
+    assert "Classic overfitting: the accuracy of a network fell by" in " ".join(found.sentences)
+    assert "Of 5 classes, 2 lost for certain" in found.sentences[-1]
     assert max(map(len, str(found).splitlines())) <= 76
 
 
-def test_guessing_is_not_taken_for_knowledge():
+def test_knowledge_that_is_swapped_for_other_knowledge_is_local_overfitting():
+    found = diagnose(swapping())
+    assert found.verdict == "local"
+    assert found.fell.low <= 0
+    assert min(found.lost.low, found.unseen.low) > 0.08
+    assert found.advice == "distil"
+    assert found.best.networks > 1
+    assert found.sentences[0].startswith(f"Mix {found.best.name}: +")
+    assert "Local overfitting: accuracy held, but knowledge was lost" in " ".join(found.sentences)
+
+
+@pytest.mark.parametrize(("classes", "slow"), [(2, 0.0), (10, 0.0), (10, 0.5), (50, 0.0)])
+def test_churn_raises_no_alarm(classes, slow):
+    """At most one in twenty; of 60 runs, up to 6 with a chance of 3% if it were exactly that."""
+    assert (
+        sum(
+            diagnose(independent(s, classes, samples=max(800, 20 * classes), slow=slow)).overfits
+            for s in range(60)
+        )
+        <= 6
+    )
+
+
+def test_votes_of_a_light_record_raise_no_alarm_either():
+    runs = (dataclasses.replace(independent(s, 10), probs=None) for s in range(40))
+    assert sum(diagnose(run).overfits for run in runs) <= 5
+
+
+def test_a_tenth_that_two_classes_lost_is_found():
+    """10.8% are right in mid-training and wrong at the end."""
+    labels = np.arange(1000) % 2
+    lost = np.random.default_rng(0).random(1000) < 0.108
+    right = np.ones((20, 1000), bool)
+    right[12:] = ~lost
+    right &= np.random.default_rng(1).random((20, 1000)) > 0.05
+    found = diagnose(record_of(np.where(right, labels, 1 - labels), labels, 2))
+    assert found.verdict == "classic"
+    assert found.fell.low < 0.108 < found.fell.high
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_few_epochs_that_rise_raise_no_alarm(epochs):
+    rng, labels = np.random.default_rng(0), np.arange(2000) % 10
+    accuracy = np.linspace(0.85, 0.9, epochs)[:, None]
+    right = rng.random((epochs, 2000)) < accuracy
+    found = diagnose(record_of(np.where(right, labels, (labels + 1) % 10), labels, 10))
+    assert found.verdict == "none"
+    assert "fewer than four epochs" in " ".join(found.sentences)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_predictions_that_have_nothing_to_do_with_the_labels_are_refused(classes):
     rng = np.random.default_rng(0)
-    overfit = 0
-    for _ in range(40):
-        labels = rng.integers(0, 5, 300)
-        overfit += diagnose(record_of(rng.integers(0, 5, (8, 300)), labels, 5)).overfits
-    assert overfit <= 6  # one in twenty by chance
+    labels, predicted = np.arange(4000) % classes, rng.integers(0, classes, (20, 4000))
+    with pytest.raises(InputError, match="no epoch is better than chance.*order of the pred"):
+        diagnose(record_of(predicted, labels, classes))
+    shuffled = dataclasses.replace(forgetful(), labels=rng.permutation(forgetful().labels))
+    with pytest.raises(InputError, match="no epoch is better than chance"):
+        diagnose(shuffled)
 
 
-def test_choosing_the_epoch_makes_no_false_alarms():
-    """Twenty epochs that guess what the end gets wrong; the test is of 5%."""
-    labels, alarms, runs = np.arange(400) % 10, 0, 300
-    for seed in range(runs):
-        rng = np.random.default_rng(seed)
-        predicted = rng.integers(0, 10, (20, 400), dtype=np.int32)
-        predicted[-1] = np.where(rng.random(400) < 0.7, labels, (labels + 1) % 10)
-        record = RunRecord.from_arrays(np.eye(10)[predicted], labels)
-        light = dataclasses.replace(record, probs=None, half="val")
-        alarms += diagnose(light).overfits
-    assert alarms <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5
-
-
-def test_the_p_value_is_twice_that_of_the_better_half():
-    val = steady(300).split(0)[0]
-    predicted = np.random.default_rng(2).integers(0, 5, val.predicted.shape, dtype=np.int32)
-    val = dataclasses.replace(val, predicted=predicted)
-    halves, found = np.array_split(np.random.default_rng(7).permutation(len(val.labels)), 2), []
-    for chosen, rest in (halves, halves[::-1]):
-        lost = val.correct & ~val.correct[-1]
-        known = lost[lost[:, chosen].sum(axis=1).argmax(), rest].sum()
-        wrong = (~val.correct[-1, rest]).sum()
-        found.append(binom.sf(known - 1, wrong, 1 / 5))
-    assert diagnose(val, split=7).p_value == pytest.approx(min(1, 2 * min(found)))
-    assert 2 * min(found) < 1
+def test_one_epoch_has_no_past():
+    with pytest.raises(InputError, match="one epoch; record two or more"):
+        diagnose(forgetful().final())
 
 
 def test_intervals_hold_what_other_samples_show():
@@ -121,21 +182,19 @@ def test_intervals_hold_what_other_samples_show():
         logits[epoch] = own + late * epoch / 10 + rng.normal(size=(6000, 5))
         logits[epoch, np.arange(6000), labels] += 1.5 + epoch / 10
     record = RunRecord.from_arrays(np.exp(logits) / np.exp(logits).sum(2, keepdims=True), labels)
-    held = dict.fromkeys(("stopped", "over_stopped", "fused"), 0)
+    held = dict.fromkeys(("early stopping", "Knowledge Fusion"), 0)
     for seed in range(100):
         few = np.random.default_rng(seed).choice(6000, 300, replace=False)
         val = record.take(np.sort(few), "val")
         found = diagnose(val, split=seed)
-        stopped = record.correct[found.early_epoch].mean()
-        fused = right_samples(fuse(record, knowledge_fusion(val)), labels).mean()
-        final = record.accuracy[-1]
+        gains = {option.name: option.gain for option in found.options}
         truth = {
-            "stopped": stopped - final,
-            "over_stopped": fused - stopped,
-            "fused": fused - final,
+            "early stopping": record.correct[found.early_epoch].mean(),
+            "Knowledge Fusion": right_samples(fuse(record, knowledge_fusion(val)), labels).mean(),
         }
-        for name, gain in truth.items():
-            held[name] += getattr(found, name).low <= gain <= getattr(found, name).high
+        for name, accuracy in truth.items():
+            gain = accuracy - record.accuracy[-1]
+            held[name] += gains[name].low <= gain <= gains[name].high
     assert min(held.values()) >= 91  # 95 less two deviations
 
 
@@ -152,25 +211,29 @@ def test_what_only_a_mixture_knows_is_worth_distilling():
         wrong = np.where(right[epoch], 0.1, 0.7)
         probs[epoch, np.arange(400), (labels + 1 + epoch % 3) % 4] = wrong
     found = diagnose(RunRecord.from_arrays(probs, labels))
-    assert found.over_stopped.low > 0
-    assert found.networks > 1
-    assert found.stopped.low <= 0
+    stopped, *mixtures = found.options
+    assert stopped.gain.low <= 0 < stopped.behind.low
+    assert max(option.gain.low for option in mixtures) > 0
     assert found.advice == "distil"
-    assert "its gain is certain on these samples, that of early stopping is" in found.sentences[-1]
-    better = dataclasses.replace(found, stopped=Gain(0.05, 0.01, 0.09))
-    assert "Fuse, and distil the fusion: it beats early stopping by +" in better.sentences[-1]
 
 
-def test_no_checkpoint_is_advised_without_a_certain_gain():
+def test_the_advice_is_the_cheapest_that_is_not_certainly_worse():
+    none, good, better = Gain(0.0, -0.05, 0.05), Gain(0.04, 0.01, 0.08), Gain(0.09, 0.05, 0.12)
     found = diagnose(forgetful())
-    fused, none = Gain(0.04, 0.001, 0.08), Gain(0.0, -0.05, 0.05)
-    assert dataclasses.replace(found, stopped=none, over_stopped=none).advice == "distil"
-    assert (
-        dataclasses.replace(found, fused=None, stopped=none, over_stopped=None).advice == "leave"
-    )
-    assert dataclasses.replace(found, fused=none, stopped=none).advice == "leave"
-    assert dataclasses.replace(found, fused=fused, over_stopped=fused).advice == "distil"
-    assert dataclasses.replace(found, fused=fused, over_stopped=none).advice == "stop early"
+
+    def advice(*options):
+        rows = (
+            Option(name=str(i), networks=n, gain=gain, behind=behind)
+            for i, (n, gain, behind) in enumerate(options)
+        )
+        changed = dataclasses.replace(found, options=tuple(rows))
+        return changed.advice, changed.best and changed.best.name
+
+    assert advice((1, none, none), (5, none, none)) == ("leave", None)
+    assert advice((1, good, none), (5, better, none)) == ("stop early", "0")
+    assert advice((1, good, good), (5, better, none)) == ("distil", "1")
+    assert advice((1, none, none), (5, good, none), (7, better, none)) == ("distil", "1")
+    assert advice((1, good, good), (5, good, good), (7, better, none)) == ("distil", "2")
 
 
 def test_the_gain_is_scored_on_samples_that_did_not_choose():
@@ -184,7 +247,7 @@ def test_the_gain_is_scored_on_samples_that_did_not_choose():
         rest = val.take(inside, "val")
         right[inside] = right_samples(fuse(rest, kf), rest.labels)
     gained = right.mean() - val.correct[-1].mean()
-    assert diagnose(record, split=3).fused.value == pytest.approx(gained)
+    assert diagnose(record, split=3).options[-1].gain.value == pytest.approx(gained)
     assert diagnose(val, split=3).summary() == diagnose(record, split=3).summary()
 
 
@@ -206,8 +269,10 @@ def test_a_record_without_probabilities_is_diagnosed_as_far_as_it_goes(tmp_path)
     record.save(tmp_path / "light.npz", light=True)
     light, full = diagnose(RunRecord.load(tmp_path / "light.npz")), diagnose(record)
     assert light.forget == full.forget
-    assert light.fused is light.networks is None
-    assert "fusion needs probabilities" in " ".join(light.sentences)
+    assert light.verdict == full.verdict == "classic"  # by votes
+    assert light.over_free is None
+    assert [option.name for option in light.options] == ["early stopping"]
+    assert "Mixtures are not scored" in " ".join(light.sentences)
     assert light.advice == "stop early"
 
 
@@ -231,12 +296,14 @@ def fmn(monkeypatch, capsys, *words):
 def test_the_command_tells_people_and_programs(tracked, monkeypatch, capsys):
     found = diagnose(forgetful())
     text = fmn(monkeypatch, capsys, "diagnose", tracked)
-    assert all(sentence in text for sentence in found.sentences)
+    assert all(sentence in " ".join(text.split()) for sentence in found.sentences)
     told = json.loads(fmn(monkeypatch, capsys, "diagnose", tracked, "--json"))
     assert told["final accuracy"] == forgetful().accuracy[-1]
     assert told["diagnosis"]["overfits"] is True
     assert told["diagnosis"]["worst_classes"] == found.worst_classes
-    assert told["diagnosis"]["fused"]["low"] == pytest.approx(found.fused.low)
+    assert told["diagnosis"]["verdict"] == "classic"
+    low = told["diagnosis"]["options"][-1]["gain"]["low"]
+    assert low == pytest.approx(found.options[-1].gain.low)
     assert len(told["diagnosis"]["classes"]) == 5
     fused = json.loads(fmn(monkeypatch, capsys, "fuse", tracked, "--json"))
     assert fused["gain, fused"]["low"] > 0
@@ -253,7 +320,7 @@ def test_the_page_holds_everything_in_itself(tracked, monkeypatch, capsys, tmp_p
     assert "epoch 2" in alts[0]
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "Take the checkpoint of epoch 2" in text
-    assert text.count("<tr") == 6
+    assert text.count("<tr") == 12  # classes and options, with their heads
     fmn(monkeypatch, capsys, "diagnose", tracked, "--html", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == text
 
