@@ -256,6 +256,8 @@ class CheckpointFiles:
 
     checkpoints: str = ""
     """Pattern of files, in quotes, such as `'ckpt/*.safetensors'` or .pt files."""
+    weights: Literal["model", "ema"] = "model"
+    """Which weights of a file: those that were trained, or their moving average."""
     model: str = ""
     """torchvision:NAME, another name of `fmn train --model`, or your FILE.py:FUNCTION."""
     data: Path | None = None

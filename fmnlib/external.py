@@ -1,21 +1,13 @@
-"""Networks that were trained elsewhere: run their checkpoints, fuse them, write one network.
+"""Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
-Files may be safetensors, or `.pt` and the like as `torch.save` writes them; nothing is unpickled
-but tensors and plain containers (`weights_only=True`).
-"""
-
-import argparse
-import glob
 import json
-import re
 import runpy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -30,9 +22,9 @@ from fmnlib.fusion import Fusion
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
 from fmnlib.record import RunRecord
 from fmnlib.stats import gain_rows, gains, picks
+from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_state, write_state
 
 Search = Callable[[RunRecord], Fusion]
-State = Mapping[str, Tensor]
 Maker = Callable[[], nn.Module]
 
 
@@ -63,7 +55,9 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
         raise InputError(f"the classes in {files.data} and {files.train} differ; make them equal")
     make = maker(files.model, classes=len(images.classes), preprocessing=preprocessing)
     with tempfile.TemporaryDirectory() as folder:
-        record = record_checkpoints(make(), paths, images, device=device, folder=Path(folder))
+        record = record_checkpoints(
+            make(), paths, images, device=device, folder=Path(folder), kind=files.weights
+        )
         images.close()
         _refuse_guessing(record)
         if files.save_record is not None:
@@ -73,10 +67,11 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
         members = weighted(paths, fusion)
         assert val.index is not None
         chosen_on = images.take(val.index)
+        where: Any = {"device": device, "kind": files.weights}
         if files.network == "distilled" and train is not None:
             data = _data_set(train, chosen_on, device)
             network = distill_checkpoints(
-                make, members, data, epochs=files.epochs, lr=files.lr, device=device
+                make, members, data, epochs=files.epochs, lr=files.lr, **where
             )
         else:
             source = train or chosen_on
@@ -84,10 +79,10 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
             batches = source.read(order.split(100))
             normalized = (preprocessing.normalize(batch.to(device)) for batch in batches)
-            network = average_checkpoints(make, members, normalized, device=device)
+            network = average_checkpoints(make, members, normalized, **where)
             source.close()
         write_state(files.output, network.state_dict())
-        names = [path.name for path in paths]
+        names = checkpoint_names(paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
@@ -100,84 +95,6 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
     report |= {"images": size} | gain_rows(table)
     report |= picks(fusion, names) | {"networks": fusion.networks}
     return report | {"written": f"{files.output}, {mixture_file}"}
-
-
-def find_checkpoints(pattern: str) -> list[Path]:
-    """The files that match a pattern, in natural order, without those of `write_state`.
-
-    Raises:
-        InputError: If there are fewer than two.
-    """
-    pattern = str(Path(pattern).expanduser())
-    matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
-    paths = [path for path in matches if not _is_ours(path)]
-    if len(paths) < 2:
-        count = f"{len(paths)} files match {pattern!r}"
-        raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    return paths
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Of a file that holds more, such as an optimiser's state, the entry "state_dict",
-    "model_state_dict" or "model".
-
-    Raises:
-        InputError: If the file is damaged, or holds more than tensors and plain containers.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of torchvision's scripts
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
-        reason = " ".join(str(error).split())[:90] or "it ends too early"
-        raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
-            stored = stored[name]
-    is_mapping = isinstance(stored, Mapping)
-    if not is_mapping or not all(torch.is_tensor(tensor) for tensor in stored.values()):
-        content = ", ".join(map(str, stored))[:90] if is_mapping else type(stored).__name__
-        raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
-    return dict(stored)
-
-
-def write_state(path: Path, state: State) -> None:
-    """Write a plain state dictionary that `safetensors.torch.load_file` reads, and no more."""
-    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
-    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "by": "fmnlib"}))
-
-
-def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
-    """Load weights into a model, and set it to evaluation.
-
-    A prefix that all names share, such as `module.` of a parallel model or the attribute of a
-    LightningModule, is left out.
-
-    Raises:
-        InputError: If names or shapes differ from the model's.
-
-    >>> fit(nn.Linear(1, 1), {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}).bias
-    Parameter containing:
-    tensor([0.], requires_grad=True)
-    """
-    own = model.state_dict()
-    first = next(iter(own), "")
-    prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
-    for prefix in ("", *prefixes):
-        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if inner.keys() == own.keys():
-            break
-    differing = inner.keys() ^ own.keys() or {k for k in own if own[k].shape != inner[k].shape}
-    if differing:
-        key = min(differing)
-        shapes = [list(s[key].shape) if key in s else "none" for s in (inner, own)]
-        problem = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
-        raise InputError(f"{problem}; check the model's name and the number of class folders")
-    model.load_state_dict(inner)
-    return model.eval()
 
 
 def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
@@ -217,6 +134,7 @@ def record_checkpoints(
     *,
     device: torch.device,
     folder: Path | None = None,
+    kind: Kind = "model",
 ) -> RunRecord:
     """The record of checkpoints on labelled images; an "epoch" is a checkpoint.
 
@@ -232,7 +150,7 @@ def record_checkpoints(
     predicted = np.empty(shape[:2], np.int32)
     order = torch.arange(len(images)).split(100)
     for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
-        fit(model, read_state(path), str(path))
+        fit(model, read_state(path, kind), str(path))
         batches = images.read(order) if loaded is None else loaded.split(100)
         for index, batch in zip(order, batches, strict=True):
             logits = _logits(model, images.preprocessing.normalize(batch.to(device)))
@@ -250,7 +168,7 @@ def record_checkpoints(
         kept=np.arange(len(paths)),
         probs=probs,
         classes=shape[2],
-        provenance={"checkpoints": [path.name for path in paths], "classes": images.classes},
+        provenance={"checkpoints": checkpoint_names(paths), "classes": images.classes},
     )
 
 
@@ -265,13 +183,16 @@ def average_checkpoints(
     batches: Iterable[Tensor],
     *,
     device: torch.device | str = "cpu",
+    kind: Kind = "model",
 ) -> nn.Module:
     """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
 
     BatchNorm's statistics, if there are any, are estimated again on the batches: images as the
     network takes them.
     """
-    states = ((fit(make(), read_state(path)).state_dict(), weight) for path, weight in members)
+    states = (
+        (fit(make(), read_state(path, kind)).state_dict(), weight) for path, weight in members
+    )
     return models.load_average(make().to(device), states, batches)
 
 
@@ -283,6 +204,7 @@ def distill_checkpoints(
     epochs: int = 10,
     lr: float = 0.01,
     device: torch.device | str = "cpu",
+    kind: Kind = "model",
 ) -> nn.Module:
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
@@ -291,7 +213,9 @@ def distill_checkpoints(
     """
     settings = StudentConfig(teacher="checkpoints")
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
-    teacher = [(fit(make(), read_state(path)).to(device), weight) for path, weight in members]
+    teacher = [
+        (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
+    ]
     heaviest = max(members, key=lambda member: member[1])[0]
     student = make()
     with tempfile.TemporaryDirectory() as folder:
@@ -302,7 +226,7 @@ def distill_checkpoints(
             data=data,
             criterion=teacher_criterion(config, data, teacher),
             build=make,
-            initial=fit(make(), read_state(heaviest)).state_dict(),
+            initial=fit(make(), read_state(heaviest, kind)).state_dict(),
         )
         student.load_state_dict(load_tensors(checkpoint_path(Path(folder), epochs - 1)))
     return student.to(device).eval()
@@ -366,17 +290,3 @@ def _check(files: CheckpointFiles) -> Path:
             problem = f"{path} cannot be written ({error.strerror})"
             raise InputError(f"{problem}; give another folder") from error
     return mixture_file
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether `write_state` has written a file."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("by") == "fmnlib"
-    except (OSError, safetensors.SafetensorError):
-        return False
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

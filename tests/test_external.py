@@ -1,11 +1,13 @@
 """Checkpoints of a training from elsewhere, from files on disk to one network that is shipped."""
 
 import argparse
+import datetime
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +20,10 @@ from torch.nn import functional as F
 
 from fmnlib import InputError, RunRecord, images
 from fmnlib.__main__ import main
-from fmnlib.external import (
-    find_checkpoints,
-    fit,
-    maker,
-    read_state,
-    record_checkpoints,
-    write_state,
-)
+from fmnlib.external import maker, record_checkpoints
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.images import Preprocessing, open_folder
+from fmnlib.weights import find_checkpoints, fit, read_state, write_state
 
 NET = """
 from torch import nn
@@ -285,9 +281,102 @@ class Surprise:
 
 def test_nothing_is_unpickled(tmp_path, capsys):
     torch.save({"state_dict": Surprise()}, tmp_path / "bad.pt")
-    with pytest.raises(InputError, match=r"bad\.pt cannot be read"):
+    with pytest.raises(
+        InputError, match=r"bad\.pt holds no state_dict but objects of builtins\.print"
+    ):
         read_state(tmp_path / "bad.pt")
+    torch.save({"state_dict": {"w": torch.ones(1)}, "more": Surprise()}, tmp_path / "bad.pt")
+    assert read_state(tmp_path / "bad.pt").keys() == {"w"}
     assert capsys.readouterr().out == ""
+
+
+class Settings:
+    """Hyper-parameters of somebody's own class."""
+
+    def __init__(self):
+        self.optimizer = torch.optim.Adam
+
+
+class Mapped(dict):
+    """What torch cannot build without the class."""
+
+
+def test_objects_among_the_settings_are_left_alone(tmp_path):
+    """As Lightning, timm and one's own scripts save them: paths, classes, objects of any kind."""
+    about = {
+        "root": Path("data"),
+        "act": nn.ReLU,
+        "own": Settings(),
+        "args": argparse.Namespace(p=Path()),
+    }
+    about |= {"device": torch.device("cpu"), "when": datetime.date(2026, 1, 1)}
+    stored = {"state_dict": {"weight": torch.ones(2)}, "hyper_parameters": about, "epoch": 3}
+    torch.save(stored, tmp_path / "e.ckpt")
+    assert read_state(tmp_path / "e.ckpt").keys() == {"weight"}
+
+
+def test_what_cannot_be_left_alone_is_named(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, "own": Mapped(lr=1)}, tmp_path / "e.pt")
+    with pytest.raises(
+        InputError, match=r"e\.pt cannot be read \(it holds objects of .*Mapped\); sa"
+    ):
+        read_state(tmp_path / "e.pt")
+
+
+def test_a_whole_model_is_named_with_the_way_out(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "net.pt")
+    told = (
+        r"net\.pt holds no state_dict but objects of .*torch\.nn\.modules\.linear\.Linear.*; save"
+    )
+    with pytest.raises(InputError, match=told):
+        read_state(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("writer", ["timm", "torchvision", "lightning"])
+def test_the_moving_average_can_be_chosen(tmp_path, writer):
+    net, average = nn.Linear(2, 1), nn.Linear(2, 1)
+    path = tmp_path / "e1.pth.tar"
+    if writer == "timm":
+        stored = {"state_dict": net.state_dict(), "state_dict_ema": average.state_dict()}
+        torch.save(stored | {"args": argparse.Namespace(model="vit")}, path)
+    elif writer == "torchvision":
+        mean = torch.optim.swa_utils.AveragedModel(average)
+        torch.save({"model": net.state_dict(), "model_ema": mean.state_dict()}, path)
+    else:
+        now, mean = ({f"net.{k}": v for k, v in n.state_dict().items()} for n in (net, average))
+        torch.save({"state_dict": mean, "current_model_state": now}, path)
+    for kind, source in (("model", net), ("ema", average)):
+        loaded = fit(nn.Linear(2, 1), read_state(path, kind))
+        torch.testing.assert_close(loaded.weight, source.weight)
+
+
+def test_a_file_without_a_moving_average_says_what_it_has(tmp_path):
+    torch.save({"model": {"w": torch.ones(1)}, "epoch": 1}, tmp_path / "e1.pt")
+    with pytest.raises(InputError, match=r"has no moving average \(.*but model, epoch; leave out"):
+        read_state(tmp_path / "e1.pt", "ema")
+
+
+@pytest.mark.parametrize(
+    ("names", "copy"),
+    [
+        (
+            ["checkpoint-0.pth.tar", "checkpoint-1.pth.tar", "model_best.pth.tar"],
+            "model_best.pth.tar",
+        ),
+        (["epoch=1-step=20.ckpt", "epoch=2-step=40.ckpt", "last.ckpt"], "last.ckpt"),
+        (["model_0.pth", "model_1.pth", "checkpoint.pth"], "checkpoint.pth"),
+        (["e1.pt", "e2.pt", "best_e1.pt"], "best_e1.pt"),
+    ],
+)
+def test_a_copy_of_a_checkpoint_is_not_taken_for_the_final_network(tmp_path, names, copy):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(
+        InputError, match=f"{copy} may be a copy of another checkpoint; give a pat"
+    ):
+        find_checkpoints(f"{tmp_path}/*")
+    (tmp_path / copy).unlink()
+    assert [path.name for path in find_checkpoints(f"{tmp_path}/*")] == names[:2]
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "text.pt", "list.pt", "empty.pt"])

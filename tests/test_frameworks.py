@@ -25,10 +25,10 @@ from transformers import (
 from fmnlib import fusion
 from fmnlib.config import InputError
 from fmnlib.diagnosis import diagnose
-from fmnlib.external import fit, read_state
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.integrations import huggingface, lightning
 from fmnlib.tracker import Tracker
+from fmnlib.weights import fit, read_state
 
 
 @pytest.fixture(scope="module")

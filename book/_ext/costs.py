@@ -1,5 +1,9 @@
-"""{benchmark-table}: the tables that `make benchmarks` left in results/benchmarks/."""
+"""Tables of what commands left in results/.
 
+{benchmark-table}: of `make benchmarks`. {verdict-table}: of `python -m benchmarks.verdict`.
+"""
+
+import json
 from pathlib import Path
 
 from docutils import nodes
@@ -23,6 +27,31 @@ class BenchmarkTable(SphinxDirective):
         return [box]
 
 
+class VerdictTable(SphinxDirective):
+    """How many runs of each case have which verdict; the true one, where it is known, in bold."""
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir, "results", "verdict.json")
+        self.env.note_dependency(str(path))
+        verdicts = ("none", "local", "classic", "refused")
+        table = [["", "runs", "nothing beyond churn", *verdicts[1:]]]
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            counts = {v: f"**{row[v]}**" if v == row["truth"] else str(row[v]) for v in verdicts}
+            table.append([row["case"], str(row["runs"]), *counts.values()])
+        lines = [f"| {' | '.join(cells)} |" for cells in table]
+        lines.insert(1, "| --- |" + " ---: |" * (len(table[0]) - 1))
+        caption = (
+            ":::{table} **Verdicts of the diagnosis.** Runs of each case by verdict; in bold the "
+            "true one, where it is known. Simulated runs come first: 2,000 samples, 20 epochs and "
+            "10 classes where nothing else is said."
+        )
+        box = nodes.container(classes=["dashboard"])
+        lines = [caption, ":name: tab-verdicts", "", *lines, ":::"]
+        self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
+        return [box]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("benchmark-table", BenchmarkTable)
+    app.add_directive("verdict-table", VerdictTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,188 @@
+"""The files of checkpoints that others wrote: which they are, what they hold, and ours to write.
+
+Files may be safetensors, or `.pt` and the like as `torch.save` writes them. Nothing is unpickled
+but tensors and plain containers (torch's `weights_only`): in the place of any other class that a
+file names, such as one among the hyper-parameters, an empty object is put.
+"""
+
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fmnlib.config import InputError
+from fmnlib.files import write_whole
+
+State = Mapping[str, Tensor]
+Kind = Literal["model", "ema"]
+"""The weights that were trained, or their moving average."""
+
+# Names of entries: of timm, torchvision, Lightning's WeightAveraging, and the usual ones.
+_ENTRIES = {
+    "model": ("current_model_state", "state_dict", "model_state_dict", "model"),
+    "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+}
+
+
+class _Ignored:
+    """Takes the place of an object of any class in a file; it is not looked at."""
+
+    def __new__(cls, *args: Any, **options: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def find_checkpoints(pattern: str) -> list[Path]:
+    """The files that match a pattern, in natural order, without those of `write_state`.
+
+    Raises:
+        InputError: If there are fewer than two, or one seems to be a copy of another, such as
+            best.ckpt: the last file is taken for the final network.
+    """
+    pattern = str(Path(pattern).expanduser())
+    matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    paths = [path for path in matches if not _is_ours(path)]
+    if len(paths) < 2:
+        count = f"{len(paths)} files match {pattern!r}"
+        raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
+    names = checkpoint_names(paths)
+    numbered = [bool(re.search(r"\d", name)) for name in names]
+    copies = [
+        name
+        for name, has_number in zip(names, numbered, strict=True)
+        if re.search(r"(?<![a-z])(best|last|latest)(?![a-z])", name.lower())
+        or (sum(numbered) > 1 and not has_number)
+    ]
+    if copies:
+        problem = f"{', '.join(copies[:3])} may be a copy of another checkpoint"
+        remedy = "give a pattern without it, such as 'ckpt/*[0-9].pt', or a name with its epoch"
+        raise InputError(f"{problem}; {remedy}")
+    return paths
+
+
+def checkpoint_names(paths: Sequence[Path]) -> list[str]:
+    """Names that tell files apart: their own, their folders' where those are equal, or paths.
+
+    >>> checkpoint_names([Path("a/checkpoint-1/model.bin"), Path("a/checkpoint-2/model.bin")])
+    ['checkpoint-1', 'checkpoint-2']
+    """
+    for names in ([p.name for p in paths], [p.parent.name for p in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
+    """The state dictionary in a file, on the CPU.
+
+    Args:
+        path: The file.
+        kind: Of a file that holds more, such as an optimiser's state, which entry: that of the
+            trained weights, or of their moving average.
+
+    Raises:
+        InputError: If the file is damaged, lacks the entry, or holds no state dictionary.
+    """
+    foreign = _foreign(path)
+    try:
+        stored = _load(path, foreign)
+    except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
+        reason = f"it holds objects of {', '.join(foreign)}" if foreign else _reason(error)
+        raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
+    holds = dict(stored) if isinstance(stored, Mapping) else {}
+    entries = [name for name in _ENTRIES[kind] if isinstance(holds.get(name), Mapping)]
+    if kind == "ema" and not entries and "current_model_state" in holds:
+        entries = ["state_dict"]  # Lightning puts the average there
+    if kind == "ema" and not entries:
+        problem = f"{path} has no moving average ({', '.join(_ENTRIES['ema'])})"
+        raise InputError(f"{problem} but {_listed(holds)}; leave out --weights ema")
+    state = dict(holds[entries[0]]) if entries else holds
+    if not state or not all(map(torch.is_tensor, state.values())):
+        content = _listed(holds) if holds else type(stored).__name__
+        if any(isinstance(value, _Ignored) for value in (stored, *state.values())):
+            content = f"objects of {', '.join(foreign)}"
+        raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
+    return state
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a plain state dictionary that `safetensors.torch.load_file` reads, and no more."""
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
+    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "by": "fmnlib"}))
+
+
+def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
+    """Load weights into a model, and set it to evaluation.
+
+    A prefix that all names share, such as `module.` of a parallel model or the attribute of a
+    LightningModule, is left out.
+
+    Raises:
+        InputError: If names or shapes differ from the model's.
+
+    >>> fit(nn.Linear(1, 1), {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}).bias
+    Parameter containing:
+    tensor([0.], requires_grad=True)
+    """
+    own = model.state_dict()
+    first = next(iter(own), "")
+    prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
+    for prefix in ("", *prefixes):
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inner.keys() == own.keys():
+            break
+    differing = inner.keys() ^ own.keys() or {k for k in own if own[k].shape != inner[k].shape}
+    if differing:
+        key = min(differing)
+        shapes = [list(s[key].shape) if key in s else "none" for s in (inner, own)]
+        problem = f"{name} does not fit: {key} is {shapes[0]} in it and {shapes[1]} in the model"
+        raise InputError(f"{problem}; check the model's name and the number of class folders")
+    model.load_state_dict(inner)
+    return model.eval()
+
+
+def _foreign(path: Path) -> list[str]:
+    """The names of the classes and functions in a file that torch does not load by itself."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # safetensors, no zip file, damaged: `_load` tells
+        return []
+
+
+def _load(path: Path, foreign: Sequence[str]) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    ignored: list[Any] = [(_Ignored, name) for name in foreign]
+    with torch.serialization.safe_globals(ignored):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _listed(holds: Mapping[str, Any]) -> str:
+    names = list(map(str, holds))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:90] or "it ends too early"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `write_state` has written a file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("by") == "fmnlib"
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
