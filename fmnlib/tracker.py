@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,7 +59,7 @@ class Tracker:
         *,
         start: int = 0,
         overwrite: bool = False,
-        outputs: Literal["logits", "probs"] | None = None,
+        outputs: str | None = None,
         ids: Any = None,
         groups: Any = None,
     ) -> None:
@@ -213,9 +213,7 @@ def is_tracked(folder: Path | str) -> bool:
     return (Path(folder) / "tracked.json").exists()
 
 
-def as_probs(
-    outputs: Any, kind: Literal["logits", "probs"] | None = None
-) -> Float[np.ndarray, "samples classes"]:
+def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "samples classes"]:
     """Probabilities of rows of logits; of rows of probabilities, themselves.
 
     Args:
@@ -281,8 +279,8 @@ def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
     if inner.min() < -1e-3:
         return False
     largest, answers = inner.max(axis=1), inner.argmax(axis=1)
-    means = [largest[answers == answer].mean() for answer in np.unique(answers)]
-    return len(means) > 1 and min(means) > 0.9
+    sure = [largest[answers == answer].mean() > 0.9 for answer in np.unique(answers)]
+    return bool(largest.mean() > 0.9 and sum(sure) > 1)
 
 
 def _state(model: Any) -> dict[str, Any]:
@@ -344,10 +342,20 @@ def _read_head(folder: Path) -> _Head:
         with open_regular(folder / "tracked.json") as file:
             content = file.read()
         fields = json.loads(content)
+        if not fields.keys() <= {"labels", "classes", "ids", "groups", "checksums"}:
+            raise ValueError("a key is none")
         labels, classes = np.array(fields["labels"]), int(fields["classes"])
         check_integers("labels", labels, (max(1, labels.size),), classes)
         names = {key: as_names(key, fields.get(key), labels.size) for key in ("ids", "groups")}
         crc = zlib.crc32(content) if fields.get("checksums") else None
         return _Head(labels.astype(np.int64), classes, **names, crc=crc)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{folder} is no tracked folder; make one with a Tracker") from error
