@@ -221,7 +221,7 @@ def _commit_records(source: Path, target: Path) -> None:
         student = record.config is not None and bool(record.config.teacher)
         if student and record.kept.tolist() == [record.epochs - 1]:
             record = record.final()  # nobody asks how a student came there
-        record.save(target / f"{name}.npz")
+        record.save(target / f"{name}.npz", compress=True)
     for path in target.glob("*.npz"):
         if path.stem not in made:
             path.unlink()

@@ -221,6 +221,8 @@ class RunConfig:
             InputError: If the file is damaged or of another version.
         """
         try:
+            if not path.is_file():  # a pipe would hang
+                raise OSError("it is no file")
             return cls.from_dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is no config ({error}); move its folder away") from error

@@ -1,7 +1,12 @@
-"""Files that are written whole or not at all, and where data sets lie."""
+"""Files that are written whole or not at all, what is read as a file, and where data sets lie."""
 
 import os
+import secrets
+import stat
 from pathlib import Path
+from typing import IO
+
+from fmnlib.config import InputError
 
 
 class Transaction:
@@ -24,15 +29,18 @@ class Transaction:
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path | None]] = []
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes | memoryview) -> None:
         """Write what is to become a file; where that fails, the whole transaction is dropped.
 
         Raises:
+            InputError: If a pipe or a device has its place.
             OSError: If the disk is full, say.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise InputError(f"{path} is a pipe or a device; give the name of a file")
             path.parent.mkdir(parents=True, exist_ok=True)
+            part = new_part(path)
             self._waiting.append((part, path))
             part.write_bytes(content)
         except BaseException:
@@ -61,11 +69,32 @@ class Transaction:
         self._waiting.clear()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
     transaction = Transaction()
     transaction.write(path, content)
     transaction.commit()
+
+
+def new_part(path: Path) -> Path:
+    """A new, empty file beside a path, by a name that nobody can have planted a link under."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    part.open("xb").close()
+    return part
+
+
+def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a file that is neither a link nor what would hang, such as a pipe.
+
+    Raises:
+        OSError: If it is, or is not there.
+    """
+    safely = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | safely, 0o666))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is no regular file")
+    return file
 
 
 def data_root() -> Path:

@@ -4,6 +4,7 @@ Axes are always `epochs, samples, classes`. Epochs count from 0; the last one is
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import zipfile
@@ -21,6 +22,7 @@ from fmnlib.files import write_whole
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
+_CHECKED = 2**22  # probabilities, evenly spaced, that any record is checked by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ class RunRecord:
         provenance: Versions, commit, device, seconds.
         half: Which part of the evaluation data this is; what selects refuses "test".
         index: Which samples of the whole record a half holds; None for the whole record.
+        ids: Integers or texts that tell samples apart, such as file names within the data's
+            folder, `class/name.jpg`; with them a split is the same in any order of samples.
+        groups: Integers or texts, equal for samples that belong together, such as those of one
+            patient; a group is never divided.
+
+    Raises:
+        InputError: If the fields contradict each other, or probabilities are not finite, are
+            negative, not of sum 1 or not those of the predictions; of more than four million
+            only those of evenly spaced samples are looked at.
     """
 
     labels: Int[np.ndarray, " samples"]
@@ -53,40 +64,84 @@ class RunRecord:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     half: Literal["all", "val", "test"] = "all"
     index: Int[np.ndarray, " samples"] | None = None
+    ids: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, bool) or not isinstance(self.classes, int | np.integer):
+            raise InputError(f"classes is {self.classes!r}; give a whole number")
+        if self.classes < 2 or self.half not in ("all", "val", "test"):
+            problem = f"classes is {self.classes} and half is {self.half!r}"
+            raise InputError(f"{problem}; allow 2 classes or more, and all, val or test")
+        shape = np.shape(self.predicted)
+        if len(shape) != 2 or 0 in shape:
+            raise InputError(f"predicted is of shape {shape}; give [epochs, samples]")
+        epochs, samples = shape
+        check_integers("predicted", self.predicted, shape, self.classes)
+        check_integers("labels", self.labels, (samples,), self.classes)
+        check_integers("kept", self.kept, np.shape(self.kept)[:1], epochs)
+        if (np.diff(self.kept) <= 0).any():
+            raise InputError("kept epochs do not ascend; give each once, in order")
+        if self.index is not None:
+            check_integers("index", self.index, (samples,), np.iinfo(np.int64).max)
+        as_names("ids", self.ids, samples)
+        as_names("groups", self.groups, samples)
+        per_epoch = {**self.curves, "loss_histogram": self.loss_histogram}
+        for name, values in per_epoch.items():
+            if values is not None and np.shape(values)[:1] != (epochs,):
+                raise InputError(f"{name} is {np.shape(values)}; give a row for {epochs} epochs")
+        if not isinstance(self.provenance, Mapping):
+            raise InputError(f"provenance is {self.provenance!r}; give a mapping")
+        if self.probs is not None:
+            expected = (len(self.kept), samples, self.classes)
+            kind = getattr(self.probs, "dtype", np.dtype(object))
+            if np.shape(self.probs) != expected or kind.kind != "f":
+                problem = f"probs are {kind} of shape {np.shape(self.probs)}"
+                raise InputError(f"{problem}; give floats of shape {expected}")
+            every = 1 + self.probs.size // _CHECKED
+            _check_probs(self.probs[:, ::every], self.predicted[self.kept, ::every], self.kept)
 
     @classmethod
-    def from_arrays(cls, probs: np.ndarray, labels: Sequence[int] | np.ndarray) -> "RunRecord":
+    def from_arrays(
+        cls, probs: Any, labels: Any, *, ids: Any = None, groups: Any = None
+    ) -> "RunRecord":
         """Make a record from the outputs of any framework.
 
         Args:
             probs: Class probabilities `[epochs, samples, classes]`.
             labels: True classes `[samples]`, from 0 to classes - 1.
+            ids: As in the record.
+            groups: As in the record.
 
         Raises:
             InputError: If shapes disagree, a label is outside the classes, or a row of
                 probabilities is not finite, is negative or does not sum to 1.
 
-            >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
+        >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
         >>> record.correct.tolist()
         [[True], [False]]
         """
-        probs, labels = np.asarray(probs), np.asarray(labels)
+        probs, labels = as_array(probs), as_array(labels)
         if probs.ndim != 3 or labels.shape != probs.shape[1:2] or 0 in probs.shape:
             shapes = f"probs {probs.shape} and labels {labels.shape}"
             raise InputError(f"{shapes}; give probs [epochs, samples, classes], labels [samples]")
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise InputError(f"labels are {labels.dtype}; give integer classes")
-        classes = probs.shape[2]
-        if labels.min() < 0 or labels.max() >= classes:
-            span = f"from {labels.min()} to {labels.max()}"
-            raise InputError(f"labels run {span}; with {classes} classes allow 0 to {classes - 1}")
-        for epoch, rows in enumerate(probs):
-            if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.01:
-                faults = f"epoch {epoch} are not finite, negative or not of sum 1"
-                raise InputError(f"the probabilities of {faults}; apply a softmax, look for NaN")
+        if probs.dtype.kind in "iub":
+            probs = probs.astype(np.float64)
+        elif probs.dtype.kind != "f":
+            raise InputError(f"probs are {probs.dtype}; give floats")
+        classes, kept = probs.shape[2], np.arange(len(probs))
+        check_integers("labels", labels, labels.shape, classes)
         predicted = probs.argmax(axis=2).astype(np.int32)  # before float16 makes ties
-        labels, kept = labels.astype(np.int64), np.arange(len(probs))
-        return cls(labels=labels, predicted=predicted, kept=kept, probs=probs, classes=classes)
+        _check_probs(probs, predicted, kept)
+        return cls(
+            labels=labels.astype(np.int64),
+            predicted=predicted,
+            kept=kept,
+            probs=probs,
+            classes=classes,
+            ids=as_names("ids", ids, len(labels)),
+            groups=as_names("groups", groups, len(labels)),
+        )
 
     @property
     def epochs(self) -> int:
@@ -112,22 +167,31 @@ class RunRecord:
             probs=None if self.probs is None else self.probs[:, index],
             half=half,
             index=index if self.index is None else self.index[index],
+            ids=None if self.ids is None else self.ids[index],
+            groups=None if self.groups is None else self.groups[index],
         )
 
     def split(self, seed: int) -> tuple["RunRecord", "RunRecord"]:
         """Draw a validation half, to select on, and a test half, to report on (papers, sec. 5).
 
+        With ids or groups a hash of seed and name decides, whatever the order of the samples. A
+        class of few samples may be in one half alone.
+
         Raises:
-            InputError: If this is already a half, or the validation half misses a class.
+            InputError: If this is already a half, or has fewer than two samples or groups.
         """
         if seed < 0:
             raise InputError(f"the split's seed is {seed}; give 0 or more")
         if self.half != "all":
             raise InputError(f"this record is a {self.half} half already; split the whole record")
-        val, test = halves(len(self.labels), seed)
-        if missing := sorted(set(self.labels.tolist()) - set(self.labels[val].tolist())):
-            problem = f"the validation half of split {seed} has no sample of class {missing[0]}"
-            raise InputError(f"{problem}; record more samples or use another split seed")
+        if len(self.labels) < 2:
+            raise InputError("one sample has no two halves; record more samples")
+        names = self.ids if self.groups is None else self.groups
+        if names is None:
+            val, test = halves(len(self.labels), seed)
+        else:
+            part = _deal(names, 2, str(seed))
+            test, val = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
         return self.take(val, "val"), self.take(test, "test")
 
     def keep(self, epochs: Sequence[int] | np.ndarray) -> "RunRecord":
@@ -151,8 +215,12 @@ class RunRecord:
             loss_histogram=None if hist is None else hist[last],
         )
 
-    def save(self, path: Path, *, light: bool = False) -> None:
-        """Write one compressed npz file, whole or not at all; `light` leaves out probabilities."""
+    def save(self, path: Path, *, light: bool = False, compress: bool = False) -> None:
+        """Write one npz file, whole or not at all; `light` leaves out probabilities.
+
+        Probabilities hardly compress: `compress` saves a tenth of them, and takes fifty times as
+        long.
+        """
         config = None if self.config is None else self.config.changes()
         about: dict[str, Any] = {"version": __version__, "config": config}
         about |= {"provenance": dict(self.provenance), "classes": self.classes}
@@ -163,15 +231,15 @@ class RunRecord:
             "kept": self.kept,
             "curves": np.array([*self.curves.values()], dtype=np.float32),
         }
-        optional = {"loss_histogram": self.loss_histogram, "index": self.index}
+        names = "loss_histogram", "index", "ids", "groups"
+        optional = {name: getattr(self, name) for name in names}
         arrays |= {name: array for name, array in optional.items() if array is not None}
         if self.probs is not None and light:
             arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:
-            arrays["probs"] = self.probs.astype(np.float16)
+            arrays["probs"] = np.asarray(self.probs, np.float16)
         about["arrays"] = [*arrays]  # a damaged directory can lose one without a word
-        arrays["about"] = np.array(json.dumps(about))
-        write_whole(Path(path), _npz(arrays))
+        write_whole(Path(path), _npz(arrays, about, compress))
 
     @classmethod
     def load(cls, path: Path | str) -> "RunRecord":
@@ -187,11 +255,16 @@ class RunRecord:
         if not file.exists():
             raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
         try:
+            if not file.is_file():  # a pipe would hang
+                raise OSError("it is no file")
             with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}  # checks the CRC
+                written = {info.filename[:-4]: info.CRC for info in stored.zip.infolist()}
             about = json.loads(str(arrays.pop("about")))
             if about["arrays"] != [*arrays]:
                 raise ValueError("an array is missing")
+            if any(written[name] != crc for name, crc in about.get("crc", {}).items()):
+                raise ValueError("an array is not the one that was saved")
             curves = dict(zip(about["curves"], arrays.pop("curves"), strict=True))
             config = None if about["config"] is None else _read_config(about)
             probs, expected = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
@@ -199,7 +272,8 @@ class RunRecord:
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
                 if not np.array_equal(checksums(probs), expected):
                     raise ValueError("probs.npy is not what the record says that it is")
-            arrays["predicted"] = arrays["predicted"].astype(np.int32)
+            if arrays["predicted"].dtype.kind == "u":  # as `save` makes it, as small as can be
+                arrays["predicted"] = arrays["predicted"].astype(np.int32)
             fields = {name: about[name] for name in ("classes", "provenance", "half")}
             return cls(**arrays, **fields, curves=curves, config=config, probs=probs)
         except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
@@ -227,21 +301,132 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
+def folds(record: RunRecord, number: int, seed: int) -> Int[np.ndarray, " samples"]:
+    """The fold of each sample, 0 to number - 1, for cross-fitting; a group is in one of them.
+
+    With ids or groups they are the same in any order of samples.
+
+    Raises:
+        InputError: If there are fewer groups than folds.
+
+    >>> record = RunRecord.from_arrays(np.full((1, 4, 2), 0.5), [0, 1, 0, 1], groups=[7, 8, 7, 8])
+    >>> folds(record, 2, seed=0).tolist()
+    [0, 1, 0, 1]
+    """
+    names = record.ids if record.groups is None else record.groups
+    if names is None:
+        return np.random.default_rng(seed).permutation(len(record.labels)) % number
+    return _deal(names, number, f"fold {seed}")
+
+
+def _deal(names: np.ndarray, parts: int, salt: str) -> Int[np.ndarray, " samples"]:
+    """Deal names in the order of their hashes, each to the part with the fewest samples so far."""
+    unique, name_of, counts = np.unique(names, return_inverse=True, return_counts=True)
+    if len(unique) < parts:
+        raise InputError(f"{len(unique)} groups do not make {parts} parts; record more groups")
+
+    def key(number: int) -> bytes:
+        text = f"{salt}:{unique[number]}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=16).digest()
+
+    part, filled = np.zeros(len(unique), np.int64), [0] * parts
+    for number in sorted(range(len(unique)), key=key):
+        part[number] = min(range(parts), key=filled.__getitem__)
+        filled[part[number]] += int(counts[number])
+    return part[name_of]
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A numpy array of a list, an array or a tensor of any framework, on any device.
+
+    Raises:
+        InputError: If it is none of them.
+    """
+    try:
+        if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
+            values = values.detach().cpu()
+            values = (values.float() if values.is_floating_point() else values).numpy()
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        array, reason = np.array(None), str(error).partition("\n")[0]
+    else:
+        reason = "it holds objects"
+    if array.dtype == object:
+        problem = f"a {type(values).__name__} is no array ({reason})"
+        raise InputError(f"{problem}; give an array, a tensor, or lists of equal lengths")
+    return array
+
+
+def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:
+    """Ids or groups as an array, one a sample; None stays None.
+
+    Raises:
+        InputError: If they are neither integers nor texts, are more or fewer than the samples, or
+            are ids and not unique.
+    """
+    if values is None:
+        return None
+    names = as_array(values)
+    if names.shape != (samples,) or names.dtype.kind not in "iuU":
+        problem = f"{what} are {names.dtype} of shape {names.shape}"
+        raise InputError(f"{problem}; give {samples} integers or texts, one a sample")
+    if what == "ids" and len(set(names.tolist())) < samples:
+        raise InputError("two samples have one id; give samples that belong together as groups")
+    return names
+
+
+def check_integers(name: str, values: Any, shape: tuple[int, ...], below: int) -> None:
+    """Refuse what is not an array of this shape, of integers from 0 to below - 1."""
+    kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        raise InputError(f"{name} are {kind}; give integers from 0 to {below - 1}")
+    if values.shape != shape or values.ndim == 0:
+        raise InputError(f"{name} are of shape {values.shape}; give {shape or 'one dimension'}")
+    if values.size and (values.min() < 0 or values.max() >= below):
+        span = f"{name} run from {values.min()} to {values.max()}"
+        shifted = name == "labels" and (values.min(), values.max()) == (1, below)
+        hint = "; they count from 0, so give labels - 1" if shifted else ""
+        raise InputError(f"{span}; allow 0 to {below - 1}{hint}")
+
+
+def _check_probs(probs: np.ndarray, predicted: np.ndarray, kept: np.ndarray) -> None:
+    for epoch, rows, classes in zip(kept, probs, predicted, strict=True):
+        if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.01:
+            faults = f"epoch {epoch} are not finite, negative or not of sum 1"
+            raise InputError(f"the probabilities of {faults}; apply a softmax, look for NaN")
+        largest = rows.max(axis=1)
+        if (rows[np.arange(len(rows)), classes] < largest * (1 - 2**-10)).any():  # half precision
+            problem = f"predicted classes of epoch {epoch} are not those of its probabilities"
+            raise InputError(f"{problem}; give both of the same epochs, in the same order")
+
+
 def checksums(probs: np.ndarray) -> np.ndarray:
     """One checksum for the probabilities of each epoch."""
     rows = (np.ascontiguousarray(row, np.float16) for row in probs)
     return np.array([zlib.crc32(row.data) for row in rows], np.int64)
 
 
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An npz file that numpy reads too, a fifth smaller than numpy's own, without time stamps."""
-    buffer = io.BytesIO()
+def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -> memoryview:
+    """An npz file that numpy reads too, a fifth smaller than numpy's own, without time stamps.
+
+    Its last member says what it is about, with the CRC of the others.
+    """
+    buffer, crc = io.BytesIO(), {}
     with zipfile.ZipFile(buffer, "w") as file:
+
+        def add(name: str, array: np.ndarray) -> None:
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.file_size = array.nbytes + 4096  # for zip64, where it is needed
+            stored = name == "probs" and not compress
+            info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_LZMA
+            with file.open(info, "w") as member:
+                np.save(member, array, allow_pickle=False)
+            crc[name] = info.CRC
+
         for name, array in arrays.items():
-            member = io.BytesIO()
-            np.save(member, array, allow_pickle=False)
-            file.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_LZMA)
-    return buffer.getvalue()
+            add(name, array)
+        add("about", np.array(json.dumps(about | {"crc": crc})))
+    return buffer.getbuffer()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

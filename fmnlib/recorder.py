@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet
-from fmnlib.files import Transaction
+from fmnlib.files import Transaction, new_part
 from fmnlib.models import uses_bfloat16
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums
 
@@ -270,6 +270,6 @@ def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
             problem = f"{path} cannot be read ({error})"
             raise InputError(f"{problem}; move {path.parent.name} away and run again") from error
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = new_part(path)
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
     part.replace(path)

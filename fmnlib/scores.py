@@ -7,6 +7,7 @@ learned since, minus what was forgotten.
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import bdtrc
 
 
 def forget_fraction(
@@ -115,6 +116,26 @@ def by_class(
     """
     columns = [share[:, labels == label] for label in range(classes)]
     return np.array([c.mean(axis=1) if c.size else np.full(len(c), np.nan) for c in columns])
+
+
+def at_chance(
+    correct: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"]
+) -> bool:
+    """Whether no epoch is right more often than always answering the most frequent class.
+
+    The usual reasons are another order of samples or of classes. The binomial test of the best
+    epoch at the level 0.001, shared by the epochs (Bonferroni); False where the samples are so
+    few, or of one class, that not even all of them right would pass it.
+
+    >>> labels = np.arange(100) % 4
+    >>> [at_chance(np.tile(labels < classes, (9, 1)), labels) for classes in (1, 2)]
+    [True, False]
+    """
+    samples, level = len(labels), 1e-3 / len(correct)
+    frequent = np.bincount(labels).max() / samples
+    best = int(correct.sum(axis=1).max())
+    passes = best > 0 and bdtrc(best - 1, samples, frequent) < level
+    return bool(frequent**samples < level and not passes)
 
 
 def _final(

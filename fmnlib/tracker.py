@@ -1,14 +1,16 @@
 """Record a training loop of your own: one line after each epoch, of any framework.
 
-A tracked folder holds `tracked.json` (labels, number of classes), `predicted.i32` and `probs.f16`
-(a row an epoch, appended), and `checkpoints/epoch_NNNN.safetensors` where networks are given. An
-epoch counts once its row of `predicted.i32` is whole, so that a loop which is killed loses
-nothing that it had noted.
+A tracked folder holds `tracked.json` (labels, number of classes, ids and groups), `predicted.i32`
+and `probs.f16` (a row an epoch, appended), `checksums.u32` (their CRCs, two an epoch), and
+`checkpoints/epoch_NNNN.safetensors` where networks are given. An epoch counts once its row of
+`predicted.i32` is whole, so that a loop which is killed loses nothing that it had noted.
 """
 
 import dataclasses
 import json
 import os
+import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fmnlib.config import InputError
-from fmnlib.files import write_whole
-from fmnlib.record import RunRecord
+from fmnlib.files import open_regular, write_whole
+from fmnlib.record import RunRecord, as_array, as_names, check_integers
+from fmnlib.scores import at_chance
+
+_VERIFIED = 2**31  # bytes of probabilities that are checked whenever they are loaded
+_EARLY = 5  # epochs after which a network should know more than nothing
 
 
 class Tracker:
@@ -27,11 +33,16 @@ class Tracker:
     Args:
         folder: Its folder; made at the first note.
         labels: True classes `[samples]` of the fixed samples whose outputs are noted.
-        start: The epoch that is noted next, above 0 for a loop that goes on after a crash: the
-            epochs before it are kept, and any from it on are noted anew.
+        start: The epoch that is noted next, above 0 for a loop that goes on after a crash.
+        overwrite: Note epochs from `start` on anew where the folder holds them already.
+        outputs: What `note` is given, "logits" or "probs", for outputs that it would mistake.
+        ids: Integers or texts `[samples]` that tell the samples apart, such as their file names
+            within the data's folder; with them a split is the same in any order of samples.
+        groups: Integers or texts `[samples]`, equal for samples that belong together.
 
     Raises:
-        InputError: If the folder holds another loop's epochs, or fewer than `start`.
+        InputError: If the folder holds another loop's epochs, fewer than `start`, or more and
+            `overwrite` is not given.
 
     >>> import tempfile
     >>> tracker = Tracker(tempfile.mkdtemp() + "/tracked", labels=[0, 1])
@@ -41,83 +52,160 @@ class Tracker:
     [[True, False]]
     """
 
-    def __init__(self, folder: Path | str, labels: Any, *, start: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        labels: Any,
+        *,
+        start: int = 0,
+        overwrite: bool = False,
+        outputs: str | None = None,
+        ids: Any = None,
+        groups: Any = None,
+    ) -> None:
         self.folder, self.labels = Path(folder), as_array(labels)
         if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
             problem = f"labels are {self.labels.dtype} of shape {self.labels.shape}"
             raise InputError(f"{problem}; give one integer class a sample")
         if not self.labels.size or self.labels.min() < 0:
             raise InputError("labels are empty or negative; give one class from 0 on a sample")
-        self.labels = self.labels.astype(np.int64)
-        self._classes, self.epochs = 0, 0
+        if outputs not in ("logits", "probs", None):
+            raise InputError(f'outputs is {outputs!r}; give "logits" or "probs"')
+        self.labels, self.outputs = self.labels.astype(np.int64), outputs
+        names = {"ids": ids, "groups": groups}
+        given = {key: as_names(key, names[key], len(self.labels)) for key in names}
+        self.epochs, self._head = 0, _Head(self.labels, 0, given["ids"], given["groups"])
         if is_tracked(self.folder):
-            stored, self._classes = _read_head(self.folder)
-            self.epochs = _epochs(self.folder, len(stored))
-            if not np.array_equal(stored, self.labels):
-                raise InputError(f"{folder} was tracked with other labels; use another folder")
+            self._head = _read_head(self.folder)
+            self.epochs = _epochs(self.folder, len(self._head.labels))
+            given["labels"] = self.labels
+            for name, values in given.items():
+                stored = getattr(self._head, name)
+                if values is not None and not np.array_equal(values, stored):
+                    raise InputError(f"{folder} was tracked with other {name}; use another folder")
+        problem = f"{folder} holds {self.epochs} epochs and start is {start}"
         if start > self.epochs or (start == 0 < self.epochs) or start < 0:
-            problem = f"{folder} holds {self.epochs} epochs and start is {start}"
             allowed = f"start at 1 to {self.epochs}" if self.epochs else "leave start out"
             raise InputError(f"{problem}; use another folder, or {allowed}")
+        if start < self.epochs and not overwrite:
+            lost = f"{self.epochs - start} of them would be lost"
+            raise InputError(f"{problem}: {lost}; start at {self.epochs}, or say overwrite=True")
         self.epochs = start
 
-    def note(self, outputs: Any, model: Any = None) -> float:
+    def note(self, outputs: Any, model: Any = None, *, epoch: int | None = None) -> float:
         """Record the outputs of the network after an epoch; return its accuracy.
+
+        Warns once if after five epochs no accuracy is above chance (`scores.at_chance`), and if
+        outputs look like a softmax of probabilities.
 
         Args:
             outputs: Logits or probabilities `[samples, classes]`: an array or a tensor of any
-                framework. Rows that are not all of sum 1 are taken for logits.
-            model: The network (or its state dictionary), to keep as a checkpoint.
+                framework, or an object with `logits`. Rows that are not all of sum 1 are logits,
+                unless they are percentages, sigmoids or nearly of sum 1, which are refused.
+            model: The torch network in evaluation mode (or its state dictionary), to keep as a
+                checkpoint.
+            epoch: Its number, so that none is noted twice or left out.
 
         Raises:
-            InputError: If the shape changes or a number is not finite.
+            InputError: If the shape changes, a number is not finite, the outputs are neither
+                logits nor probabilities, the network is in training mode, or it is another epoch's
+                turn. Nothing is written then.
         """
-        probs = as_probs(outputs)
-        classes = self._classes or max(probs.shape[1], int(self.labels.max()) + 1)
+        if epoch is not None and epoch != self.epochs:
+            problem = f"epoch {epoch} is noted, but it is the turn of epoch {self.epochs}"
+            raise InputError(f"{problem}; note each epoch once, in order")
+        state = None if model is None else _state(model)
+        probs = as_probs(outputs, self.outputs)
+        classes = self._head.classes or probs.shape[1]
         if probs.shape != (len(self.labels), classes):
             shape = f"[{len(self.labels)}, {classes}]"
             raise InputError(f"outputs are {list(probs.shape)}; give {shape}, a row a label")
-        if not self._classes:
-            head = {"labels": self.labels.tolist(), "classes": classes}
-            write_whole(self.folder / "tracked.json", json.dumps(head).encode())
-            self._classes = classes
+        check_integers("labels", self.labels, self.labels.shape, classes)
+        if not self._head.classes:
+            self._head = _write_head(self.folder, self._head, classes)
+        predicted = probs.argmax(axis=1).astype("<i4")  # before float16 makes ties
+        self._write(predicted, probs.astype("<f2"), state)
+        if self.outputs is None and _softened_twice(probs):
+            told = 'outputs look like a softmax of a softmax; apply one, or say outputs="probs"'
+            warnings.warn(told, stacklevel=2)
+        if self.epochs == _EARLY:
+            rows = _read(self.folder, "predicted.i32", "<i4", (_EARLY, len(self.labels)))
+            if at_chance(rows == self.labels, self.labels):
+                told = f"after {_EARLY} epochs no accuracy is above chance, {self.folder}"
+                check = "have outputs and labels the same order of samples and of classes?"
+                warnings.warn(f"{told}; {check}", stacklevel=2)
+        return float((predicted == self.labels).mean())
+
+    def _write(self, predicted: np.ndarray, probs: np.ndarray, state: Any) -> None:
+        _append(self.folder / "predicted.i32", self.epochs, predicted[:0], predicted.nbytes)
         for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
             number = file.stem.removeprefix("epoch_")
             if number.isdigit() and int(number) >= self.epochs:  # a loop went further before
                 file.unlink()
-        if model is not None:
-            _save(self.folder / "checkpoints" / f"epoch_{self.epochs:04d}.safetensors", model)
-        predicted = probs.argmax(axis=1).astype("<i4")  # before float16 makes ties
-        _truncate(self.folder / "predicted.i32", self.epochs * predicted.nbytes)
-        _append(self.folder / "probs.f16", self.epochs, probs.astype("<f2"))
-        _append(self.folder / "predicted.i32", self.epochs, predicted)
+        if state is not None:
+            from fmnlib.checkpoint import save_tensors
+
+            name = f"epoch_{self.epochs:04d}.safetensors"
+            save_tensors(self.folder / "checkpoints" / name, state)
+        _append(self.folder / "probs.f16", self.epochs, probs, probs.nbytes)
+        if self._head.crc is not None:
+            both = zlib.crc32(predicted.data, self._head.crc), zlib.crc32(probs.data)
+            crc = np.array(both, "<u4")
+            _append(self.folder / "checksums.u32", self.epochs, crc, crc.nbytes)
+        _append(self.folder / "predicted.i32", self.epochs, predicted, predicted.nbytes)
         self.epochs += 1
-        return float((predicted == self.labels).mean())
 
     def record(self) -> RunRecord:
         """The record of the epochs noted so far, its probabilities mapped from disk."""
         return load_tracked(self.folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """What `tracked.json` holds, and its own CRC; None in a folder without checksums."""
+
+    labels: Int[np.ndarray, " samples"]
+    classes: int
+    ids: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    crc: int | None = None
+
+
 def load_tracked(folder: Path | str) -> RunRecord:
     """The record of a tracked folder, also of a loop that was killed or still runs.
+
+    Labels and predictions are checked against their checksums, and the probabilities too where
+    they take 2 GiB or less; beyond that those of the last epoch alone.
 
     Raises:
         InputError: If it is none, is damaged, or holds no epoch.
     """
     folder = Path(folder)
-    labels, classes = _read_head(folder)
-    shape = (_epochs(folder, len(labels)), len(labels))
-    if not shape[0]:
+    head = _read_head(folder)
+    epochs = _epochs(folder, len(head.labels))
+    if not epochs:
         raise InputError(f"{folder} holds no whole epoch yet; note one with its Tracker")
-    try:
-        predicted = np.fromfile(folder / "predicted.i32", "<i4", shape[0] * shape[1])
-        probs = np.memmap(folder / "probs.f16", "<f2", "r", shape=(*shape, classes))
-    except (OSError, ValueError) as error:
-        problem = f"{folder} is damaged ({error}); track the loop again, in another folder"
-        raise InputError(problem) from error
-    record = RunRecord.from_arrays(probs, labels)
-    return dataclasses.replace(record, predicted=predicted.reshape(shape).astype(np.int32))
+    shape = epochs, len(head.labels), head.classes
+    predicted = _read(folder, "predicted.i32", "<i4", shape[:2])
+    probs = _read(folder, "probs.f16", "<f2", shape)
+    if head.crc is not None:
+        first = 0 if probs.nbytes <= _VERIFIED else epochs - 1
+        expected = _read(folder, "checksums.u32", "<u4", (epochs, 2))
+        for epoch in range(epochs):
+            found = [zlib.crc32(predicted[epoch].data, head.crc)]
+            found += [zlib.crc32(probs[epoch].data)] if epoch >= first else []
+            if found != expected[epoch, : len(found)].tolist():
+                problem = f"{folder} is damaged: epoch {epoch} or tracked.json is not as written"
+                raise InputError(f"{problem}; track the loop again, in another folder")
+    return RunRecord(
+        labels=head.labels,
+        predicted=predicted.astype(np.int32),
+        kept=np.arange(epochs),
+        probs=probs,
+        classes=head.classes,
+        ids=head.ids,
+        groups=head.groups,
+    )
 
 
 def is_tracked(folder: Path | str) -> bool:
@@ -125,50 +213,114 @@ def is_tracked(folder: Path | str) -> bool:
     return (Path(folder) / "tracked.json").exists()
 
 
-def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a list, an array or a tensor of any framework, on any device."""
-    if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
-
-
-def as_probs(outputs: Any) -> Float[np.ndarray, "samples classes"]:
+def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "samples classes"]:
     """Probabilities of rows of logits; of rows of probabilities, themselves.
+
+    Args:
+        outputs: Rows `[samples, classes]`, as an array, or under the name "logits".
+        kind: Which of the two; where not given, rows that are all of sum 1 are probabilities.
+
+    Raises:
+        InputError: If they are neither.
 
     >>> as_probs([[0.0, 0.0]]).tolist()
     [[0.5, 0.5]]
     """
-    values = as_array(outputs).astype(np.float64)
-    if values.ndim != 2 or 0 in values.shape:
-        raise InputError(f"outputs are {list(values.shape)}; give [samples, classes]")
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        outputs = outputs["logits"]
+    values = as_array(getattr(outputs, "logits", outputs))
+    try:
+        values = values.astype(
+            np.float64, casting="unsafe" if values.dtype.kind == "V" else "safe"
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"outputs are {values.dtype}; give floats") from error
+    if values.ndim != 2 or 0 in values.shape or values.shape[1] == 1:
+        two = "; of two classes give both, 1 - p and p, or the logits 0 and m of a margin m"
+        one_number = values.ndim == 1 or values.shape[1:] == (1,)
+        problem = f"outputs are {list(values.shape)}; give [samples, classes]"
+        raise InputError(problem + (two if one_number else ""))
     if not np.isfinite(values).all():
         raise InputError("the outputs are not finite; look for NaN, lower the learning rate")
-    if (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() <= 0.01:
+    sums = values.sum(axis=1)
+    sum_to_1 = values.min() >= 0 and np.abs(sums - 1).max() <= 0.01
+    if kind == "probs" and not sum_to_1:
+        raise InputError("outputs are said to be probs but are negative or not of sum 1")
+    if sum_to_1 and kind != "logits":
         return values
+    if kind is None and (fault := _fault(values, sums)):
+        problem = f"outputs look like {fault}, neither logits nor probabilities"
+        raise InputError(f'{problem}; give one of them, or say Tracker(..., outputs="logits")')
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _save(path: Path, model: Any) -> None:
-    from fmnlib.checkpoint import save_tensors
-
-    state = model if isinstance(model, Mapping) else model.state_dict()
-    save_tensors(path, {name: tensor.clone() for name, tensor in state.items()})
-
-
-def _append(path: Path, row: int, values: np.ndarray) -> None:
-    """Append a row in place of what a killed write left behind, and flush it to the disk."""
-    _truncate(path, row * values.nbytes)
-    with path.open("ab") as file:
-        file.write(values.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+def _fault(values: np.ndarray, sums: np.ndarray) -> str:
+    """What rows are that are not of sum 1 and would be poor logits; nothing if they may be."""
+    if values.min() < 0 or not np.ptp(values, axis=1).any():  # zeros of a fresh layer are logits
+        return ""
+    if np.abs(sums - 100).max() <= 2:
+        return "percentages"
+    if 0.5 <= sums.min() and sums.max() <= 1.5:
+        return f"probabilities of sum {sums.min():.3f} to {sums.max():.3f}"
+    if values.max() <= 1:
+        return "sigmoids, or a softmax over the samples"
+    return ""
 
 
-def _truncate(path: Path, length: int) -> None:
-    if path.exists():
-        os.truncate(path, length)
+def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
+    """Whether all rows are the softmax of probabilities that are confident of several classes.
+
+    The logits of a softmax of q are log q's own: log p + c with c = (1 - sum log p) / classes
+    gives q back. A network that knows little yet is not confident; one that boosts passes by.
+    """
+    logs = np.log(probs.clip(1e-300))
+    inner = logs + (1 - logs.sum(axis=1, keepdims=True)) / probs.shape[1]
+    if inner.min() < -1e-3:
+        return False
+    largest, answers = inner.max(axis=1), inner.argmax(axis=1)
+    sure = [largest[answers == answer].mean() > 0.9 for answer in np.unique(answers)]
+    return bool(largest.mean() > 0.9 and sum(sure) > 1)
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Copies of the tensors of a torch network, for a checkpoint."""
+    if getattr(model, "training", False) is True:
+        problem = "the network is in training mode, where dropout and batch normalisation differ"
+        raise InputError(f"{problem}; call model.eval() before you predict, model.train() after")
+    found = model
+    if not isinstance(model, Mapping):
+        found = model.state_dict() if hasattr(model, "state_dict") else None
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and hasattr(tensor, "detach") for name, tensor in found.items()
+    ):
+        kind = f"a {type(model).__name__} is no network of torch and no state_dict of tensors"
+        raise InputError(f"{kind}; only those are kept as checkpoints, leave model out")
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def _append(path: Path, row: int, values: np.ndarray, size: int) -> None:
+    """Write a row of some bytes in place of what is there from it on, and flush it to the disk."""
+    try:
+        with open_regular(path, "ab") as file:
+            file.truncate(row * size)
+            file.write(values.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise InputError(f"{path} is a link or no file; use another folder") from error
+        raise
+
+
+def _read(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows in a file, mapped."""
+    try:
+        with open_regular(folder / name) as file:
+            return np.memmap(file, dtype, "r", shape=shape)
+    except (OSError, ValueError) as error:
+        problem = f"{folder} is damaged ({error}); track the loop again, in another folder"
+        raise InputError(problem) from error
 
 
 def _epochs(folder: Path, samples: int) -> int:
@@ -176,9 +328,34 @@ def _epochs(folder: Path, samples: int) -> int:
     return file.stat().st_size // (4 * samples) if file.exists() else 0
 
 
-def _read_head(folder: Path) -> tuple[Int[np.ndarray, " samples"], int]:
+def _write_head(folder: Path, head: _Head, classes: int) -> _Head:
+    names = {"ids": head.ids, "groups": head.groups}
+    fields: dict[str, Any] = {"labels": head.labels.tolist(), "classes": classes}
+    fields |= {name: values.tolist() for name, values in names.items() if values is not None}
+    content = json.dumps(fields | {"checksums": True}).encode()
+    write_whole(folder / "tracked.json", content)
+    return dataclasses.replace(head, classes=classes, crc=zlib.crc32(content))
+
+
+def _read_head(folder: Path) -> _Head:
     try:
-        head = json.loads((folder / "tracked.json").read_text())
-        return np.array(head["labels"], np.int64), int(head["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with open_regular(folder / "tracked.json") as file:
+            content = file.read()
+        fields = json.loads(content)
+        if not fields.keys() <= {"labels", "classes", "ids", "groups", "checksums"}:
+            raise ValueError("a key is none")
+        labels, classes = np.array(fields["labels"]), int(fields["classes"])
+        check_integers("labels", labels, (max(1, labels.size),), classes)
+        names = {key: as_names(key, fields.get(key), labels.size) for key in ("ids", "groups")}
+        crc = zlib.crc32(content) if fields.get("checksums") else None
+        return _Head(labels.astype(np.int64), classes, **names, crc=crc)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{folder} is no tracked folder; make one with a Tracker") from error

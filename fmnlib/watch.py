@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fmnlib.config import InputError
-from fmnlib.record import RunRecord
+from fmnlib.record import RunRecord, as_array
 from fmnlib.tracker import Tracker, load_tracked
 
 
@@ -23,7 +24,7 @@ class Watch:
         folder: Folder of the record and the checkpoints.
         batches: The validation data, the same in every pass and never shuffled: pairs
             `(inputs, labels)`, or mappings that hold "labels" beside the model's arguments.
-        start: As in `Tracker`.
+        **options: As in `Tracker`.
 
     >>> import tempfile
     >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
@@ -32,25 +33,25 @@ class Watch:
     1.0
     """
 
-    def __init__(self, folder: Path | str, batches: Iterable[Any], *, start: int = 0) -> None:
+    def __init__(self, folder: Path | str, batches: Iterable[Any], **options: Any) -> None:
         if isinstance(batches, Iterator):
             kind = type(batches).__name__
             raise InputError(f"batches are a {kind}, read once; give a DataLoader or a list")
         with _undisturbed():
             parts = [_labels(batch) for batch in batches]
-        labels = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
-        self.batches, self.tracker = batches, Tracker(folder, labels, start=start)
+        labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        self.batches, self.tracker = batches, Tracker(folder, labels, **options)
 
-    def note(self, model: nn.Module) -> float:
+    def note(self, model: nn.Module, *, epoch: int | None = None) -> float:
         """Record an epoch: outputs, and the weights as a checkpoint; return the accuracy.
 
         Raises:
-            InputError: If the batches come in another order than before.
+            InputError: If the batches come in another order than before, or as in `Tracker.note`.
         """
         logits, labels = predict_batches(model, self.batches)
         if not torch.equal(labels, torch.from_numpy(self.tracker.labels)):
             raise InputError("the batches come in another order each time; use shuffle=False")
-        return self.tracker.note(logits, model)
+        return self.tracker.note(logits, model.state_dict(), epoch=epoch)
 
 
 class WatchCallback:
@@ -59,12 +60,13 @@ class WatchCallback:
     Args:
         folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
         batches: As in `Watch`.
+        **options: As in `Tracker`: overwrite, outputs, ids, groups.
     """
 
     watch: Watch | None = None  # stays None in all processes but the first
 
-    def __init__(self, folder: Path | str, batches: Iterable[Any]) -> None:
-        self.folder, self.batches = folder, batches
+    def __init__(self, folder: Path | str, batches: Iterable[Any], **options: Any) -> None:
+        self.folder, self.batches, self.options = folder, batches, options
 
     def record(self) -> RunRecord:
         """The record of the epochs so far."""
@@ -91,7 +93,7 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
     finally:
         for module, training in modes.items():
             module.training = training
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
 def _forward(model: nn.Module, batch: Any, device: torch.device) -> Any:
@@ -100,11 +102,11 @@ def _forward(model: nn.Module, batch: Any, device: torch.device) -> Any:
     return model(batch[0].to(device))
 
 
-def _labels(batch: Any) -> Tensor:
+def _labels(batch: Any) -> np.ndarray:
     if isinstance(batch, Mapping) and "labels" in batch:
-        return torch.as_tensor(batch["labels"]).cpu().long()
+        return as_array(batch["labels"])
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        return torch.as_tensor(batch[1]).cpu().long()
+        return as_array(batch[1])
     content = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise InputError(f"a batch is {content}; give (inputs, labels) or a mapping with 'labels'")
 

@@ -134,3 +134,9 @@ def test_profiles_are_configs_and_give_way_to_changes():
         InputError, match="profile is 'fast'; choose one of quick, standard, paper"
     ):
         RunConfig.of_profile("fast")
+
+
+def test_a_pipe_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InputError, match="is no config .it is no file.; move its folder away"):
+        RunConfig.load(tmp_path / "config.json")

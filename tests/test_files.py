@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from fmnlib.files import Transaction, write_whole
+from fmnlib import InputError
+from fmnlib.files import Transaction, new_part, open_regular, write_whole
 
 
 def names(folder):
@@ -65,3 +66,34 @@ def test_where_one_cannot_be_put_in_its_place_those_after_it_are_not(tmp_path):
     with pytest.raises(OSError, match="directory"):
         batch.commit()
     assert names(tmp_path) == []
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "page.html")
+    with pytest.raises(InputError, match="is a pipe or a device; give the name of a file"):
+        write_whole(tmp_path / "page.html", b"new")
+    with pytest.raises(OSError, match="is no regular file"):
+        open_regular(tmp_path / "page.html")  # and does not wait for a writer
+    assert (tmp_path / "page.html").is_fifo()
+
+
+def test_no_link_is_followed(tmp_path, monkeypatch):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"old")
+    (tmp_path / "a").symlink_to(precious)
+    for name in (f".a.{os.getpid()}.part", ".a.known.part"):
+        (tmp_path / name).symlink_to(precious)
+    write_whole(tmp_path / "a", b"new")  # takes the place of the link
+    assert precious.read_bytes() == b"old"
+    assert (tmp_path / "a").read_bytes() == b"new"
+    monkeypatch.setattr("secrets.token_hex", lambda size: "known")  # should one guess right
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a", b"newer")
+    assert precious.read_bytes() == b"old"
+    (tmp_path / "b").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic link"):
+        open_regular(tmp_path / "b", "ab")
+
+
+def test_parts_have_names_that_nobody_knows(tmp_path):
+    assert new_part(tmp_path / "a") != new_part(tmp_path / "a")

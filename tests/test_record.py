@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import resource
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib import record as record_module
 from fmnlib.config import StudentConfig
-from fmnlib.record import LOSS_EDGES
+from fmnlib.record import LOSS_EDGES, folds
 
 EPOCHS, SAMPLES, CLASSES = 6, 40, 3
 RNG = np.random.default_rng(0)
@@ -153,9 +156,9 @@ def test_a_changed_member_fails_its_checksum(record, tmp_path):
         (PROBS, LABELS[:, None], r"labels \(40, 1\); give probs"),
         (PROBS[:0], LABELS, r"probs \(0, 40, 3\)"),
         (PROBS[:, :0], LABELS[:0], r"probs \(6, 0, 3\)"),
-        (PROBS, LABELS.astype(float), "labels are float64; give integer classes"),
-        (PROBS, LABELS + 1, "labels run from 1 to 3; with 3 classes allow 0 to 2"),
-        (PROBS, LABELS - 1, "labels run from -1 to 1; with 3 classes allow 0 to 2"),
+        (PROBS, LABELS.astype(float), "labels are float64; give integers from 0 to 2"),
+        (PROBS, LABELS + 1, "labels run from 1 to 3; allow 0 to 2; they count from 0"),
+        (PROBS, LABELS - 1, "labels run from -1 to 1; allow 0 to 2"),
         (PROBS * 2, LABELS, "epoch 0 are not finite, negative or not of sum 1; apply a softmax"),
         (PROBS - [0.5, -0.5, 0], LABELS, "epoch 0 are not finite, negative"),
         (
@@ -211,18 +214,173 @@ def test_halves_are_disjoint_and_cover_all(seed):
     np.testing.assert_array_equal(light.split(seed)[0].labels, val.labels)
 
 
-def test_a_validation_half_without_a_class_is_refused():
+def test_a_rare_class_blocks_no_split():
     labels = np.zeros(SAMPLES, int)
     labels[7] = 2  # a class with one sample is in one half alone
     record = RunRecord.from_arrays(PROBS, labels)
-    outcomes = set()
-    for seed in range(20):
-        try:
-            outcomes.add(2 in record.split(seed)[0].labels)
-        except InputError as error:
-            outcomes.add(str(error).replace(f"split {seed}", "the split"))
-    refused = "the validation half of the split has no sample of class 2; record more samples"
-    assert outcomes == {True, f"{refused} or use another split seed"}
+    assert {2 in record.split(seed)[0].labels for seed in range(20)} == {True, False}
+    with pytest.raises(InputError, match="one sample has no two halves; record more"):
+        RunRecord.from_arrays(PROBS[:, :1], [0]).split(0)
+
+
+def test_with_ids_the_same_samples_are_split_alike_in_any_order(tmp_path):
+    ids = np.array([f"{label}/{n}.jpg" for n, label in enumerate(LABELS)])
+    record = RunRecord.from_arrays(PROBS, LABELS, ids=ids)
+    order = np.random.default_rng(1).permutation(SAMPLES)
+    other = RunRecord.from_arrays(PROBS[:, order], LABELS[order], ids=ids[order].tolist())
+    for seed in range(3):
+        for one, same in zip(record.split(seed), other.split(seed), strict=True):
+            assert len(one.ids) == SAMPLES // 2
+            assert set(one.ids) == set(same.ids)
+            np.testing.assert_array_equal(one.labels, LABELS[np.isin(ids, one.ids)])
+            fold_of = [dict(zip(r.ids, folds(r, 5, seed), strict=True)) for r in (one, same)]
+            assert fold_of[0] == fold_of[1]
+            assert np.bincount([*fold_of[0].values()]).tolist() == [4] * 5
+    assert set(record.split(0)[0].ids) != set(record.split(1)[0].ids)
+    record.save(tmp_path / "record.npz")
+    assert_equal(RunRecord.load(tmp_path), record)
+    numbered = RunRecord.from_arrays(PROBS, LABELS, ids=range(SAMPLES))
+    texts = RunRecord.from_arrays(PROBS, LABELS, ids=[str(n) for n in range(SAMPLES)])
+    np.testing.assert_array_equal(numbered.split(0)[0].index, texts.split(0)[0].index)
+
+
+def test_no_group_is_divided(tmp_path):
+    groups = np.repeat(np.arange(14), [1, 2, 3, 4, 5, 1, 1, 2, 2, 3, 4, 5, 3, 4])
+    record = RunRecord.from_arrays(PROBS, LABELS, ids=np.arange(SAMPLES), groups=groups)
+    drawn = set()
+    for seed in range(10):
+        val, test = record.split(seed)
+        assert not set(val.groups) & set(test.groups)
+        assert abs(len(val.labels) - len(test.labels)) <= 5  # the largest group
+        fold_of = folds(record, 5, seed)
+        assert all(len(set(fold_of[groups == group])) == 1 for group in groups)
+        assert np.ptp(np.bincount(fold_of)) <= 5
+        drawn.add(tuple(val.index))
+    assert len(drawn) == 10
+    record.save(tmp_path / "record.npz")
+    assert_equal(RunRecord.load(tmp_path), record)
+    with pytest.raises(InputError, match="2 groups do not make 5 parts; record more groups"):
+        folds(RunRecord.from_arrays(PROBS, LABELS, groups=np.arange(SAMPLES) % 2), 5, 0)
+
+
+def test_without_names_the_folds_are_a_permutations():
+    drawn = np.random.default_rng(3).permutation(SAMPLES) % 5
+    np.testing.assert_array_equal(folds(RunRecord.from_arrays(PROBS, LABELS), 5, 3), drawn)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"ids": [0] * SAMPLES}, "two samples have one id; give .* as groups"),
+        ({"ids": [0]}, r"ids are int64 of shape \(1,\); give 40 integers or texts"),
+        ({"groups": np.full(SAMPLES, 0.5)}, "groups are float64"),
+        ({"groups": [None] * SAMPLES}, "a list is no array .it holds objects"),
+    ],
+)
+def test_names_that_are_none_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        RunRecord.from_arrays(PROBS, LABELS, **names)
+
+
+@pytest.mark.parametrize(
+    "probs", ["abc", [[1], [1, 2]], None, {"a": 1}, torch.ones(1, 1, 2).to_sparse(), PROBS * 1j]
+)
+def test_what_is_no_array_is_refused_in_one_line(probs):
+    with pytest.raises(InputError) as told:
+        RunRecord.from_arrays(probs, LABELS)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_tensors_make_a_record_too():
+    tensor = torch.tensor(PROBS.astype(np.float32), requires_grad=True)
+    record = RunRecord.from_arrays(tensor, torch.tensor(LABELS))
+    np.testing.assert_array_equal(record.probs, PROBS)
+
+
+WHOLE = RunRecord.from_arrays(PROBS, LABELS)
+MUTATIONS = [
+    ({"labels": LABELS[1:]}, r"labels are of shape \(39,\); give \(40,\)"),
+    ({"labels": LABELS + 0.0}, "labels are float64; give integers from 0 to 2"),
+    ({"labels": LABELS + 1}, "labels run from 1 to 3; allow 0 to 2; .*give labels - 1"),
+    ({"probs": PROBS * np.nan}, "epoch 0 are not finite"),
+    ({"probs": PROBS - np.float16([0.5, -0.5, 0])}, "epoch 0 are not finite, negative"),
+    ({"probs": PROBS[1:]}, "probs are float16 of shape"),
+    ({"probs": PROBS.astype(int)}, "probs are int64 of shape"),
+    ({"probs": PROBS[::-1]}, "epoch 0 are not those of its prob.*in the same order"),
+    ({"predicted": WHOLE.predicted * 0}, "epoch 0 are not those of its probabilities"),
+    ({"predicted": WHOLE.predicted[::-1]}, "epoch 0 are not those of its probabilities"),
+    ({"predicted": WHOLE.predicted + 1}, "predicted run from 1 to 3"),
+    ({"predicted": WHOLE.predicted[0]}, r"predicted is of shape \(40,\)"),
+    ({"predicted": WHOLE.predicted * 1.0}, "predicted are float64"),
+    ({"kept": WHOLE.kept[::-1]}, "kept epochs do not ascend"),
+    ({"kept": WHOLE.kept + 1}, "kept run from 1 to 6; allow 0 to 5"),
+    ({"index": WHOLE.kept}, "index are of shape"),
+    ({"ids": np.zeros(SAMPLES, int)}, "two samples have one id"),
+    ({"loss_histogram": np.zeros((1, 2, 3), int)}, "loss_histogram is .1, 2, 3.; give a row"),
+]
+FIELDS = [
+    ({"half": "TEST"}, "half is 'TEST'; allow .*all, val or test"),
+    ({"classes": "ten"}, "classes is 'ten'; give a whole number"),
+    ({"classes": 1}, "allow 2 classes or more"),
+    ({"provenance": 3}, "provenance is 3; give a mapping"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MUTATIONS + FIELDS)
+def test_what_contradicts_itself_is_no_record(tmp_path, change, message):
+    bare = object.__new__(RunRecord)  # the tests' own checks of types would be first
+    for field in dataclasses.fields(RunRecord):
+        object.__setattr__(bare, field.name, change.get(field.name, getattr(WHOLE, field.name)))
+    with pytest.raises(InputError, match=message):
+        bare.__post_init__()
+    # As a file that an older version wrote, which has no digest, it is refused by the same check.
+    WHOLE.save(tmp_path / "now.npz")
+    arrays = {k: v for k, v in change.items() if isinstance(v, np.ndarray)}
+    about = {k: v for k, v in change.items() if k not in arrays}
+    rewritten(tmp_path / "now.npz", tmp_path / "old.npz", arrays=arrays, crc={}, **about)
+    with pytest.raises(InputError, match="is damaged or is no record") as told:
+        RunRecord.load(tmp_path / "old.npz")
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_digest_holds_what_no_check_can_tell(tmp_path):
+    WHOLE.save(tmp_path / "now.npz")
+    order = [5, 0, 1, 2, 3, 4]
+    changed = {"predicted": WHOLE.predicted[order], "probs": PROBS[order]}
+    for arrays in (changed, {"labels": 2 - LABELS}):
+        rewritten(tmp_path / "now.npz", tmp_path / "other.npz", arrays=arrays)
+        with pytest.raises(InputError, match="an array is not the one that was saved"):
+            RunRecord.load(tmp_path / "other.npz")
+    rewritten(tmp_path / "now.npz", tmp_path / "same.npz")
+    assert_equal(RunRecord.load(tmp_path / "same.npz"), WHOLE)
+
+
+def test_of_very_many_probabilities_evenly_spaced_samples_are_checked(monkeypatch):
+    monkeypatch.setattr(record_module, "_CHECKED", 100)  # as if they were millions
+    with pytest.raises(InputError, match="not those of its probabilities"):
+        dataclasses.replace(WHOLE, predicted=WHOLE.predicted * 0)
+    spoilt = PROBS.copy()
+    spoilt[2, 1] = np.nan
+    dataclasses.replace(WHOLE, probs=spoilt)
+    with pytest.raises(InputError, match="epoch 2 are not finite"):
+        RunRecord.from_arrays(spoilt, LABELS)  # looks at all of them
+
+
+def test_probabilities_are_compressed_where_that_is_asked_for(tmp_path):
+    for compress in (False, True):
+        WHOLE.save(tmp_path / "record.npz", compress=compress)
+        with zipfile.ZipFile(tmp_path / "record.npz") as file:
+            kinds = {info.filename: info.compress_type for info in file.infolist()}
+        stored = kinds.pop("probs.npy")
+        assert stored == (zipfile.ZIP_LZMA if compress else zipfile.ZIP_STORED)
+        assert set(kinds.values()) == {zipfile.ZIP_LZMA}
+        assert_equal(RunRecord.load(tmp_path), WHOLE)
+
+
+def test_a_pipe_is_no_record(tmp_path):
+    os.mkfifo(tmp_path / "record.npz")
+    with pytest.raises(InputError, match="is no record .it is no file"):
+        RunRecord.load(tmp_path)
 
 
 @pytest.mark.parametrize("epochs", [[1, 4], [4, 1], np.array([4, 1]), [4, 1, 4]])
@@ -259,8 +417,12 @@ def rewritten(path, target, **changes):
     """A copy of a record's file as another version would have written it."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
+    arrays |= changes.pop("arrays", {})
     about = json.loads(str(arrays["about"]))
-    about["config"] |= changes.pop("config", {})
+    if "config" in changes:
+        about["config"] |= changes.pop("config")
+    elif arrays.keys() - {"about"} != set(about["arrays"]):
+        about["arrays"] = [name for name in arrays if name != "about"]
     arrays["about"] = np.array(json.dumps(about | changes))
     np.savez(target, **arrays)
     return target

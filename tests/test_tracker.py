@@ -1,20 +1,26 @@
 """Tracked loops: of any framework, killed at any moment, and taken up again."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.neural_network import MLPClassifier
 from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fmnlib import InputError, RunRecord
+from fmnlib import tracker as tracker_module
 from fmnlib.tracker import Tracker, load_tracked
 from fmnlib.watch import Watch, predict_batches
 
@@ -45,7 +51,7 @@ def test_a_tracked_loop_is_the_record_of_its_arrays(tmp_path):
     np.testing.assert_allclose(record.probs, straight.probs, atol=1e-3)
     np.testing.assert_array_equal(record.kept, range(5))
     assert (record.classes, record.half, record.probs.dtype) == (3, "all", np.float16)
-    assert isinstance(record.probs.base, np.memmap)  # stays on disk
+    assert isinstance(record.probs, np.memmap)  # stays on disk
     assert record.take(np.array([1, 3]), "val").probs.shape == (5, 2, 3)
 
 
@@ -122,7 +128,7 @@ def test_a_killed_loop_loses_no_epoch_that_it_noted(tmp_path):
 
 def test_half_a_row_counts_for_nothing(tmp_path):
     noted(tmp_path / "t", 3)
-    for name, cut in (("predicted.i32", 5), ("probs.f16", 0)):
+    for name, cut in (("predicted.i32", 5), ("probs.f16", 0), ("checksums.u32", 3)):
         file = tmp_path / "t" / name
         os.truncate(file, file.stat().st_size - cut)
     assert load_tracked(tmp_path / "t").epochs == 2
@@ -134,7 +140,9 @@ def test_half_a_row_counts_for_nothing(tmp_path):
 
 def test_a_loop_that_goes_on_from_an_earlier_epoch_notes_it_anew(tmp_path):
     noted(tmp_path / "t", 5)
-    tracker = Tracker(tmp_path / "t", LABELS, start=3)
+    with pytest.raises(InputError, match="holds 5 .* start is 3: 2 of them would be lost; start"):
+        Tracker(tmp_path / "t", LABELS, start=3)
+    tracker = Tracker(tmp_path / "t", LABELS, start=3, overwrite=True)
     assert load_tracked(tmp_path / "t").epochs == 5  # nothing is lost before it is noted anew
     tracker.note(outputs(77))
     record = tracker.record()
@@ -144,11 +152,11 @@ def test_a_loop_that_goes_on_from_an_earlier_epoch_notes_it_anew(tmp_path):
 
 
 def test_weights_of_epochs_that_are_noted_anew_go(tmp_path):
-    net = torch.nn.Linear(1, 1)
+    net = torch.nn.Linear(1, 1).eval()
     tracker = Tracker(tmp_path / "run", LABELS)
     for epoch in range(4):
         tracker.note(outputs(epoch), net)
-    Tracker(tmp_path / "run", LABELS, start=1).note(outputs(1), net)
+    Tracker(tmp_path / "run", LABELS, start=1, overwrite=True).note(outputs(1), net)
     left = sorted(path.stem for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["epoch_0000", "epoch_0001"]
 
@@ -162,6 +170,7 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
 
     folder = tmp_path / "t"
     told(lambda: Tracker(folder, LABELS), "holds 2 epochs and start is 0; use another folder")
+    told(lambda: Tracker(folder, LABELS, overwrite=True), "start is 0; use another folder")
     told(lambda: Tracker(folder, LABELS, start=3), "holds 2 epochs and start is 3; .* 1 to 2")
     told(lambda: Tracker(tmp_path / "n", LABELS, start=1), "and start is 1; .*leave start out")
     told(lambda: Tracker(folder, [0, 1, 2, 2], start=2), "was tracked with other labels")
@@ -171,6 +180,20 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
     told(lambda: tracker.note(outputs(0)[:3]), r"outputs are \[3, 3\]; give \[4, 3\]")
     told(lambda: tracker.note(outputs(0)[:, :2]), r"outputs are \[4, 2\]; give \[4, 3\]")
     told(lambda: tracker.note(outputs(0)[0]), r"outputs are \[3\]; give \[samples, classes\]")
+    told(
+        lambda: tracker.note([0.1, 0.9, 0.2, 0.8]), r"are \[4\]; .*of two classes give both, 1 - p"
+    )
+    told(
+        lambda: tracker.note(outputs(0)[:, :1]), r"are \[4, 1\]; .*the logits 0 and m of a margin"
+    )
+    told(
+        lambda: tracker.note(outputs(0), epoch=1),
+        "epoch 1 is noted, but it is the turn of epoch 2",
+    )
+    told(lambda: tracker.note(outputs(0), epoch=3), "the turn of epoch 2; note each epoch once")
+    told(lambda: Tracker(tmp_path / "n", [1, 3, 2]).note(np.eye(3)), "from 1 to 3; .*labels - 1")
+    told(lambda: Tracker(tmp_path / "n", [0, 4, 2]).note(np.eye(3)), "from 0 to 4; allow 0 to 2$")
+    told(lambda: Tracker(tmp_path / "n", LABELS, outputs="odds"), 'give "logits" or "probs"')
     told(lambda: tracker.note(outputs(0) * np.nan), "outputs are not finite; look for NaN")
     told(lambda: load_tracked(tmp_path), "is no tracked folder; make one with a Tracker")
     assert not (tmp_path / "n").exists()
@@ -182,7 +205,7 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
 
 
 def test_weights_are_kept_with_the_epoch(tmp_path):
-    net = nn.Linear(2, 3)
+    net = nn.Linear(2, 3).eval()
     tracker = Tracker(tmp_path / "t", LABELS)
     for epoch in range(2):
         nn.init.constant_(net.weight, epoch)
@@ -194,11 +217,233 @@ def test_weights_are_kept_with_the_epoch(tmp_path):
 
 
 def test_tied_weights_can_be_kept(tmp_path):
-    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).eval()
     net[1].weight = net[0].weight
     Tracker(tmp_path / "t", LABELS).note(outputs(0), net)
     stored = safetensors.torch.load_file(tmp_path / "t/checkpoints/epoch_0000.safetensors")
     assert torch.equal(stored["0.weight"], stored["1.weight"])
+
+
+# ---------------------------------------------------------------- guards
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(2, 3), "is in training mode, .*call model.eval.. before you predict"),
+        ({"w": np.ones(3)}, "a dict is no network of torch .*leave model out"),
+        (MLPClassifier(), "a MLPClassifier is no network of torch"),
+        (lambda: None, "a function is no network"),
+    ],
+)
+def test_what_cannot_be_a_checkpoint_is_refused_before_anything_is_written(
+    tmp_path, model, message
+):
+    tracker = noted(tmp_path / "t", 1)
+    before = names(tmp_path)
+    with pytest.raises(InputError, match=message):
+        tracker.note(outputs(1), model)
+    assert (tracker.record().epochs, names(tmp_path)) == (1, before)
+
+
+DIGITS, TARGETS = load_digits(return_X_y=True)
+LEARNER = MLPClassifier((32,), random_state=0, tol=1e9, n_iter_no_change=80)
+PROBS = LEARNER.fit(DIGITS[:900], TARGETS[:900]).predict_proba(DIGITS[900:])
+LOGITS, TARGETS = np.log(PROBS.clip(1e-9)) + 5, TARGETS[900:]
+
+
+@pytest.mark.parametrize(
+    ("form", "fault"),
+    [
+        (PROBS * 100, "percentages"),
+        (PROBS * 1.02, "probabilities of sum 1.020 to 1.020"),
+        (PROBS.round(1), "probabilities of sum "),
+        (1 / (1 + np.exp(5 - LOGITS)) ** 0.5, "sigmoids"),
+        (softmax(LOGITS.T), "sigmoids, or a softmax over the samples"),
+    ],
+    ids=["percentages", "sum 1.02", "rounded", "sigmoids", "over the samples"],
+)
+def test_what_is_neither_logits_nor_probabilities_is_refused(tmp_path, form, fault):
+    form = form.T if form.shape[0] == 10 else form
+    with pytest.raises(InputError, match=f"look like {fault}.*or say Tracker"):
+        Tracker(tmp_path / "t", TARGETS).note(form)
+    Tracker(tmp_path / "t", TARGETS, outputs="logits").note(form)
+    np.testing.assert_allclose(load_tracked(tmp_path / "t").probs[0], softmax(form), atol=1e-3)
+
+
+def test_probabilities_can_be_said_to_be_either(tmp_path):
+    with pytest.raises(InputError, match="said to be probs but are negative or not of sum 1"):
+        Tracker(tmp_path / "t", TARGETS, outputs="probs").note(LOGITS)
+    Tracker(tmp_path / "t", TARGETS, outputs="logits").note(PROBS)
+    np.testing.assert_allclose(load_tracked(tmp_path / "t").probs[0], softmax(PROBS), atol=1e-3)
+
+
+def test_a_second_softmax_is_told_and_kept(tmp_path):
+    tracker = Tracker(tmp_path / "t", TARGETS)
+    with pytest.warns(UserWarning, match="look like a softmax of a softmax"):
+        accuracy = tracker.note(softmax(PROBS))
+    assert (tracker.epochs, tracker.record().accuracy[0]) == (1, accuracy)
+    Tracker(tmp_path / "said", TARGETS, outputs="probs").note(softmax(PROBS))
+
+
+def boosting():
+    learner = GradientBoostingClassifier(n_estimators=30, max_depth=2, random_state=0)
+    features, labels = load_iris(return_X_y=True)
+    yield from learner.fit(features, labels).staged_predict_proba(features)
+    features, labels = load_breast_cancer(return_X_y=True)
+    yield from learner.fit(features, labels).staged_predict_proba(features)
+
+
+def fresh_networks():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for classes in (2, 3, 10):
+            layers = [nn.BatchNorm1d(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, classes)]
+            with torch.no_grad():
+                yield nn.Sequential(*layers)(torch.tensor(DIGITS, dtype=torch.float32))
+    yield torch.zeros(9, 10)  # a last layer that begins at zero
+
+
+def test_networks_that_know_little_raise_no_alarm(tmp_path):
+    for number, made in enumerate(
+        [*boosting(), *fresh_networks(), PROBS, LOGITS, softmax(LOGITS)]
+    ):
+        Tracker(tmp_path / f"{number}", np.arange(len(made)) % 2).note(made)  # no warning
+
+
+@pytest.mark.parametrize("wrong", ["order of classes", "order of samples"])
+def test_labels_in_another_order_are_told_after_five_epochs(tmp_path, wrong):
+    draw = np.random.default_rng(0)
+    labels = (TARGETS + 3) % 10 if "classes" in wrong else draw.permutation(TARGETS)
+    tracker = Tracker(tmp_path / "t", labels)
+    for _ in range(4):
+        tracker.note(PROBS)
+    with pytest.warns(UserWarning, match="after 5 epochs no accuracy is above chance"):
+        tracker.note(PROBS)
+    tracker.note(PROBS)  # told once
+    assert tracker.record().epochs == 6
+
+
+def test_outputs_with_logits_are_taken(tmp_path):
+    expected = softmax(outputs(0))
+    for number, found in enumerate(
+        [
+            {"logits": outputs(0)},
+            types.SimpleNamespace(logits=torch.tensor(outputs(0))),
+            SequenceClassifierOutput(logits=torch.tensor(outputs(0))),
+            torch.tensor(outputs(0)).numpy().tolist(),
+        ]
+    ):
+        tracker = Tracker(tmp_path / f"{number}", LABELS)
+        tracker.note(found)
+        np.testing.assert_allclose(tracker.record().probs[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [None, {"loss": 1}, (1, outputs(0)), "abc", outputs(0) * 1j, [["a", "b"]] * 4, nn.ReLU()],
+)
+def test_outputs_that_are_no_numbers_are_one_line(tmp_path, what):
+    with pytest.raises(InputError, match="; give ") as told:
+        Tracker(tmp_path / "t", LABELS).note(what)
+    assert len(str(told.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------- what lies on the disk
+
+
+@pytest.mark.parametrize("name", ["predicted.i32", "probs.f16", "checksums.u32", "tracked.json"])
+def test_a_bit_that_flips_is_noticed(tmp_path, name):
+    noted(tmp_path / "t", 4)
+    file, draw = tmp_path / "t" / name, np.random.default_rng(0)
+    content = file.read_bytes()
+    for place in draw.integers(0, len(content), 40):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(draw.integers(8))
+        file.write_bytes(flipped)
+        with pytest.raises(InputError, match="t is (damaged|no tracked folder)") as told:
+            load_tracked(tmp_path / "t")
+        assert len(str(told.value).splitlines()) == 1
+    file.write_bytes(content)
+    assert load_tracked(tmp_path / "t").epochs == 4
+
+
+def test_fewer_labels_do_not_make_more_epochs(tmp_path):
+    noted(tmp_path / "t", 4)
+    head = json.loads((tmp_path / "t" / "tracked.json").read_text())
+    for labels in (LABELS[:2], [0, 1, 2, 2], [], 3, "abc", [[0]], [0.5], [10**30], [-1]):
+        (tmp_path / "t" / "tracked.json").write_text(json.dumps(head | {"labels": labels}))
+        with pytest.raises(InputError, match="is damaged|is no tracked folder"):
+            load_tracked(tmp_path / "t")
+    for text in ("[" * 200_000, "", "{}", "[1]", '{"labels": [0], "classes": 1e999}'):
+        (tmp_path / "t" / "tracked.json").write_text(text)
+        with pytest.raises(InputError, match="is no tracked folder"):
+            load_tracked(tmp_path / "t")
+
+
+def test_of_very_many_probabilities_the_last_epochs_are_verified(tmp_path, monkeypatch):
+    noted(tmp_path / "t", 4)
+    file = tmp_path / "t" / "probs.f16"
+    content = file.read_bytes()
+    monkeypatch.setattr(tracker_module, "_VERIFIED", 10)  # as if it were 2 GiB
+    for place, noticed in ((0, False), (len(content) - 2, True)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        file.write_bytes(flipped)
+        with pytest.raises(InputError) if noticed else contextlib.nullcontext():
+            load_tracked(tmp_path / "t")
+
+
+def test_a_folder_without_checksums_is_read_and_gone_on_with(tmp_path):
+    expected = noted(tmp_path / "t", 3).record()
+    (tmp_path / "t" / "checksums.u32").unlink()
+    with pytest.raises(InputError, match="is damaged"):
+        load_tracked(tmp_path / "t")
+    head = {"labels": LABELS, "classes": 3}  # as versions before it wrote it
+    (tmp_path / "t" / "tracked.json").write_text(json.dumps(head))
+    tracker = Tracker(tmp_path / "t", LABELS, start=3)
+    tracker.note(outputs(3))
+    assert not (tmp_path / "t" / "checksums.u32").exists()
+    np.testing.assert_array_equal(tracker.record().predicted[:3], expected.predicted)
+
+
+@pytest.mark.parametrize("name", ["predicted.i32", "probs.f16", "checksums.u32"])
+def test_no_link_and_no_pipe_is_written_to_or_read(tmp_path, name):
+    file, precious = tmp_path / "t" / name, tmp_path / "precious"
+    precious.write_bytes(b"old")
+    (tmp_path / "t").mkdir()
+    for plant in (lambda: file.symlink_to(precious), lambda: os.mkfifo(file)):
+        plant()
+        with pytest.raises(InputError, match="is a link or no file; use another folder"):
+            Tracker(tmp_path / "t", LABELS).note(outputs(0))
+        assert precious.read_bytes() == b"old"
+        file.unlink()
+    for old in (tmp_path / "t").iterdir():
+        old.unlink()
+    noted(tmp_path / "t", 2)
+    file.replace(tmp_path / "moved")
+    file.symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match="is damaged"):
+        load_tracked(tmp_path / "t")
+
+
+def test_samples_have_names_and_groups(tmp_path):
+    named = {"ids": ["0/a.jpg", "1/b.jpg", "2/c.jpg", "1/d.jpg"], "groups": [5, 6, 5, 6]}
+    Tracker(tmp_path / "t", LABELS, **named).note(outputs(0))
+    Tracker(tmp_path / "t", LABELS, start=1).note(outputs(1))
+    record = load_tracked(tmp_path / "t")
+    assert record.ids.tolist() == named["ids"]
+    assert record.groups.tolist() == named["groups"]
+    assert set(record.split(0)[0].groups.tolist()) in ({5}, {6})
+    Tracker(tmp_path / "t", LABELS, start=2, **named)
+    with pytest.raises(InputError, match="was tracked with other ids"):
+        Tracker(tmp_path / "t", LABELS, start=2, ids=[1, 2, 3, 4])
+    with pytest.raises(InputError, match="two samples have one id"):
+        Tracker(tmp_path / "n", LABELS, ids=[1, 2, 3, 3])
 
 
 # ---------------------------------------------------------------- watch
@@ -249,6 +494,22 @@ def test_batches_in_another_order_are_refused(tmp_path):
     torch.manual_seed(1)
     with pytest.raises(InputError, match="come in another order each time; use shuffle=False"):
         watch.note(nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize("of", [torch.tensor, list])
+def test_labels_that_are_floats_are_refused_and_not_cut(tmp_path, of):
+    targets = of([0.21, 1.34, 1.87])
+    for batch in ((torch.eye(3), targets), {"x": torch.eye(3), "labels": targets}):
+        with pytest.raises(InputError, match="labels are float.*give one integer class a sample"):
+            Watch(tmp_path / "t", [batch])
+
+
+def test_a_watch_that_is_told_the_epoch_notes_none_twice(tmp_path):
+    watch = Watch(tmp_path / "t", loader(), outputs="logits", ids=range(10))
+    watch.note(nn.Linear(2, 3), epoch=0)
+    with pytest.raises(InputError, match="epoch 0 is noted, but it is the turn of epoch 1"):
+        watch.note(nn.Linear(2, 3), epoch=0)
+    assert load_tracked(tmp_path / "t").ids.tolist() == [*range(10)]
 
 
 def test_batches_of_another_form_are_told(tmp_path):

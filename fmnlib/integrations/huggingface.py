@@ -1,5 +1,6 @@
 """A callback of Hugging Face's Trainer that records every epoch; extra `huggingface`."""
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,6 +18,7 @@ class RecordEpochs(WatchCallback, TrainerCallback):
         folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
         batches: Mappings that hold "labels" beside the model's arguments, such as
             `DataLoader(dataset, 64, collate_fn=default_data_collator)`.
+        **options: As in `Tracker`: overwrite, outputs, ids, groups.
     """
 
     def on_train_begin(
@@ -25,11 +27,12 @@ class RecordEpochs(WatchCallback, TrainerCallback):
         """Open the folder, at the epoch that training starts from."""
         if state.is_world_process_zero:
             whole = int((state.epoch or 0) + 1e-6)  # a checkpoint may lie within an epoch
-            self.watch = Watch(self.folder, self.batches, start=whole)
+            self.watch = Watch(self.folder, self.batches, start=whole, **self.options)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         """Record the epoch."""
         if self.watch is not None:
-            self.watch.note(rest["model"])
+            last = math.ceil((state.epoch or 0) - 1e-6) - 1  # max_steps may end within an epoch
+            self.watch.note(rest["model"], epoch=last)

@@ -15,14 +15,16 @@ class RecordEpochs(WatchCallback, Callback):
         folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
         batches: Pairs `(inputs, labels)`, such as a DataLoader that does not shuffle. The
             module's `forward` takes the inputs and returns logits.
+        **options: As in `Tracker`: overwrite, outputs, ids, groups.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the folder, at the epoch that training starts from."""
         if trainer.is_global_zero:
-            self.watch = Watch(self.folder, self.batches, start=trainer.current_epoch)
+            start = trainer.current_epoch
+            self.watch = Watch(self.folder, self.batches, start=start, **self.options)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch."""
         if self.watch is not None:
-            self.watch.note(pl_module)
+            self.watch.note(pl_module, epoch=trainer.current_epoch)
