@@ -120,13 +120,13 @@ def fuse(
 
     Half of the evaluation data chooses, the other half is reported; intervals are of 95% over
     its samples, by Tango's score for paired predictions. Of a run, the result is written to
-    fusion.json in its folder. Of checkpoints from elsewhere (--checkpoints, --model, --data),
-    one network is written that needs no fmnlib to load.
+    fusion.json in its folder. Of checkpoints from elsewhere (--checkpoints, --model, --data), and
+    of a Tracker's folder with --model, one network is written that needs no fmnlib to load.
 
     Args:
         run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
             file.
-        files: Checkpoints from elsewhere, in place of a run.
+        files: Checkpoints from elsewhere, in place of a run, and what they are run on.
         split: Seed that draws the halves.
         window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
             if not given. With few checkpoints 0 may be better.
@@ -137,27 +137,31 @@ def fuse(
     if bool(run) == bool(files.checkpoints):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
         raise InputError(f"give a run, or {options}")
-    if run and files != _NO_FILES:
-        raise InputError(f"{run!r} is a run; --model, --data and the like go with --checkpoints")
+    if run and files != _NO_FILES and not (files.model and is_tracked(run)):
+        problem = f"{run!r} is given with --model, --data or the like"
+        raise InputError(f"{problem}; they go with --checkpoints, --model with a tracked folder")
     shares = np.arange(0, 1.005, 0.01) if grid else None
 
     def search(val: RunRecord) -> Fusion:
         return knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
 
-    if files.checkpoints:
+    if files.model or files.checkpoints:
         from fmnlib.external import fuse_files
 
-        _show(fuse_files(files, search, split) | {"split": split}, as_json)
+        tracked = Path(run) if run else None
+        _show(fuse_files(files, search, split, tracked) | {"split": split}, as_json)
         return
     record = _load(run)
     val, test = record.split(split)
     fusion = search(val)
+    written = {}
     if folder := _find_folder(run):
         dataclasses.replace(fusion, split=split).save(folder / "fusion.json")
+        written["written"] = str(folder / "fusion.json")
     # Of checkpoints from elsewhere, epochs have the names of the files.
     names = record.provenance.get("checkpoints") or [f"epoch {e}" for e in range(record.epochs)]
     rows = gain_rows(gains(val, test, fusion)) | picks(fusion, names)
-    _show(rows | {"networks": fusion.networks, "split": split}, as_json)
+    _show(rows | {"networks": fusion.networks, "split": split} | written, as_json)
 
 
 @app.command(name="distill")
@@ -190,8 +194,8 @@ def distill_run(
 
     folder, record = _find_folder(run), _load(run)
     if folder is None or record.config is None:
-        files = "" if folder is None else f" --checkpoints '{folder}/checkpoints/*'"
-        remedy = f"`fmn fuse{files} --network distilled` distils from checkpoints alone"
+        given = run if folder is not None else "--checkpoints 'ckpt/*.pt'"
+        remedy = f"`fmn fuse {given} --model NAME --network distilled --train DATA` does it"
         raise InputError(f"{run} has no checkpoints of `fmn train`; {remedy}")
     fusion, split = _fusion_of(folder, record, split)
     test = record.split(split)[1]

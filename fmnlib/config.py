@@ -261,11 +261,12 @@ class CheckpointFiles:
     weights: Literal["model", "ema"] = "model"
     """Which weights of a file: those that were trained, or their moving average."""
     model: str = ""
-    """torchvision:NAME, another name of `fmn train --model`, or your FILE.py:FUNCTION."""
+    """torchvision:NAME, timm:NAME, one of `fmn train --model`, or your FILE.py:FUNCTION."""
     data: Path | None = None
-    """Folder of validation images, `CLASS/*`; half of them choose, half are reported."""
+    """Folder of validation images, `CLASS/*`, or your FILE.py:FUNCTION, which returns batches of
+    inputs and labels; half of the samples choose, half are reported."""
     train: Path | None = None
-    """Folder of training images, `CLASS/*`, to distil with."""
+    """The same for training, to distil with."""
     network: Literal["averaged", "distilled"] = "averaged"
     """One network to write: averaged weights, or a distilled student."""
     output: Path = Path("fused.safetensors")

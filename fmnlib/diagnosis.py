@@ -25,6 +25,7 @@ from scipy.stats import norm
 from fmnlib import scores
 from fmnlib.config import InputError
 from fmnlib.fusion import (
+    BEST,
     Fusion,
     best_epochs,
     early_stopping,
@@ -40,8 +41,6 @@ from fmnlib.stats import MARGIN, Gain, Interval, Mask, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
-BEST = 5
-"""Epochs that `best_epochs` mixes."""
 _KF = "Knowledge Fusion"
 _LATE = 4  # networks of half a mixture, at most
 _BLOCK = 2**23  # probabilities that are held in memory at a time

@@ -1,40 +1,68 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
+import dataclasses
+import hashlib
 import json
+import os
 import runpy
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from fmnlib import models, training
 from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.config import CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
-from fmnlib.distillation import teacher_criterion
+from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import write_whole
-from fmnlib.fusion import Fusion
+from fmnlib.fusion import BEST, Fusion, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
+from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
-from fmnlib.stats import gain_rows, gains, picks
+from fmnlib.scores import at_chance
+from fmnlib.stats import gain_rows, gains, paired_gain, picks
+from fmnlib.tracker import load_tracked
+from fmnlib.watch import forward, labels_of, predict_batches
 from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_state, write_state
 
 Search = Callable[[RunRecord], Fusion]
 Maker = Callable[[], nn.Module]
 
 
-def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, Any]:
-    """Run the checkpoints on the images, fuse them, write one network, and report its accuracy.
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Labelled inputs of any kind, in the same order in each pass.
+
+    Attributes:
+        read: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them.
+        labels: True classes `[samples]`.
+        classes: Names of the classes; empty where nothing gives them.
+        images: The files of a folder of images; None for the batches of a function.
+    """
+
+    read: Callable[[], Iterable[Any]]
+    labels: np.ndarray
+    classes: list[str]
+    images: ImageFiles | None = None
+
+
+def fuse_files(
+    files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
+) -> dict[str, Any]:
+    """Run checkpoints on data, fuse them, write one network, and report its accuracy.
 
     Args:
-        files: Checkpoints, images, and the files to write.
+        files: Checkpoints, data, and the files to write.
         search: Finds the fusion on the validation half.
         split: Seed that draws the halves.
+        tracked: A `Tracker`'s folder, whose checkpoints and predictions are taken.
 
     Returns:
         Test accuracies, gains with intervals, picks and files written, by name.
@@ -42,133 +70,153 @@ def fuse_files(files: CheckpointFiles, search: Search, split: int) -> dict[str, 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
     """
-    mixture_file = _check(files)
+    mixture_file = _check(files, tracked)
     fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
-    preprocessing = Preprocessing(**fields)
-    device, paths = training.pick_device(files.device), find_checkpoints(files.checkpoints)
+    preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
     if split < 0:
         raise InputError(f"the split's seed is {split}; give 0 or more")
+    record = None if tracked is None else load_tracked(tracked)
+    if record is None:
+        paths = find_checkpoints(files.checkpoints)
+    else:
+        own = (tracked or Path()) / "checkpoints"
+        paths = [own / f"epoch_{epoch:04d}.safetensors" for epoch in range(record.epochs)]
     search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
-    images = open_folder(files.data or Path(), preprocessing)
-    train = None if files.train is None else open_folder(files.train, preprocessing)
-    if train is not None and train.classes != images.classes:
-        raise InputError(f"the classes in {files.data} and {files.train} differ; make them equal")
-    make = maker(files.model, classes=len(images.classes), preprocessing=preprocessing)
+    data, train = (
+        None if source is None else open_labelled(source, preprocessing, device)
+        for source in (files.data, files.train)
+    )
+    _check_data(data, train, record)
+    classes = record.classes if record is not None else _classes(data)
+    make = maker(files.model, classes=classes, preprocessing=preprocessing)
+    if has_batchnorm(network := make()) and train is None and (data is None or not data.images):
+        raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     with tempfile.TemporaryDirectory() as folder:
-        record = record_checkpoints(
-            make(), paths, images, device=device, folder=Path(folder), kind=files.weights
-        )
-        images.close()
-        _refuse_guessing(record)
+        if record is None:
+            assert data is not None
+            kept: Any = {"folder": Path(folder), "kind": files.weights}
+            record = record_checkpoints(network, paths, data, device=device, **kept)
+            _refuse_chance(record)
+            _refuse_foreign_batchnorm(network, data, record, device)
         if files.save_record is not None:
             record.save(files.save_record)
         val, test = record.split(split)
         fusion = search(val)
-        members = weighted(paths, fusion)
-        assert val.index is not None
-        chosen_on = images.take(val.index)
+        _check_there(weighted(paths, fusion))
+        chosen_on, reported_on = val.index, test.index
+        assert chosen_on is not None
+        assert reported_on is not None
         where: Any = {"device": device, "kind": files.weights}
-        if files.network == "distilled" and train is not None:
-            data = _data_set(train, chosen_on, device)
-            network = distill_checkpoints(
-                make, members, data, epochs=files.epochs, lr=files.lr, **where
-            )
+
+        def averaged(chosen: Fusion) -> nn.Module:
+            batches = _inputs(train, data, chosen_on) if has_batchnorm(network) else ()
+            return average_checkpoints(make, weighted(paths, chosen), batches, **where)
+
+        if files.network == "averaged":
+            written = averaged(fusion)
         else:
-            source = train or chosen_on
-            # In order of class, a batch would have the statistics of one class.
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
-            batches = source.read(order.split(100))
-            normalized = (preprocessing.normalize(batch.to(device)) for batch in batches)
-            network = average_checkpoints(make, members, normalized, **where)
-            source.close()
-        write_state(files.output, network.state_dict())
+            assert train is not None
+            options: Any = {"epochs": files.epochs, "lr": files.lr} | where
+            seen = data if data is None or data.images is None else _take(data, chosen_on)
+            members = weighted(paths, fusion)
+            written = distill_checkpoints(make, members, train, seen, **options)
+        write_state(files.output, written.state_dict())
         names = checkpoint_names(paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
-        mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
+        if data is not None and data.images is not None:
+            mixture |= {"classes": data.classes, "preprocessing": str(preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
-        assert test.index is not None
-        test_images = images.take(test.index)
-        written = record_checkpoints(make(), [files.output], test_images, device=device)
-        table = gains(val, test, fusion, {files.network: written.correct[0]})
-    size = f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
+        others = {}
+        if data is not None:
+            best = best_epochs(val, min(BEST, record.epochs))
+            networks: dict[str, nn.Module] = {files.network: written}
+            if all(path.exists() for path, _ in weighted(paths, best)):
+                networks[f"averaged, {best.networks} best"] = averaged(best)
+            right = [_predict(one, data, device).argmax(1) for one in networks.values()]
+            known = (predicted[reported_on] == test.labels for predicted in right)
+            others = dict(zip(networks, known, strict=True))
+        table = gains(val, test, fusion, others)
     report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
-    report |= {"images": size} | gain_rows(table)
-    report |= picks(fusion, names) | {"networks": fusion.networks}
+    if data is not None and data.images is not None:
+        size = f"{len(record.labels)} of {len(data.classes)} classes"
+        report["images"] = f"{size}; {preprocessing}"
+    report |= gain_rows(table) | picks(fusion, names) | {"networks": fusion.networks}
+    if data is None:
+        report[f"test accuracy, {files.network}"] = "not measured; give --data"
     return report | {"written": f"{files.output}, {mixture_file}"}
+
+
+def open_labelled(source: Path, preprocessing: Preprocessing, device: torch.device) -> Labelled:
+    """A folder of images, or the batches that a function FILE.py:FUNCTION returns.
+
+    Raises:
+        InputError: If it is neither, or the batches hold no labels or are read once.
+    """
+    if ".py:" in str(source):
+        batches = _call(str(source), "data")
+        if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
+            kind = type(batches).__name__
+            raise InputError(f"{source} returned a {kind}; return a DataLoader or a list")
+        return Labelled(lambda: batches, labels_of(batches), [])
+    images = open_folder(source, preprocessing)
+    return Labelled(lambda: _normalized(images, device), images.labels, images.classes, images)
 
 
 def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
     """A function that makes the network of a name, with fresh weights.
 
-    The name is torchvision:NAME, another one of `fmn train --model`, or FILE.py:FUNCTION, a
-    function of yours that takes no argument; it is run.
+    The name is torchvision:NAME, timm:NAME, another one of `fmn train --model`, or
+    FILE.py:FUNCTION, a function of yours that takes no argument; it is run.
     """
-    file, _, function = name.rpartition(":")
-    if name.endswith(".py"):
-        raise InputError(f"model is {name!r}, which function of it? Give {name}:FUNCTION")
-    if not file.endswith(".py"):
-        channels, side = len(preprocessing.mean), preprocessing.size
+    channels, side = len(preprocessing.mean), preprocessing.size
+    if name.startswith("timm:"):
+        return lambda: _from_timm(name.removeprefix("timm:"), classes, channels)
+    if ".py" not in name:
         return lambda: models.build(name, classes=classes, channels=channels, side=side)
-    if not Path(file).is_file():
-        raise InputError(f"model is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
-    try:
-        make = runpy.run_path(file).get(function)
-    except Exception as error:  # whatever a file of the user's raises
-        raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
-    if not callable(make):
-        raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
-    try:
-        network = make()
-    except Exception as error:  # whatever a function of the user's raises
-        problem = f"{name} cannot be called ({error!r})"
-        raise InputError(f"{problem}; it must need no argument, and return the network") from error
+    network = _call(name, "model")
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}; return the network")
-    return make
+    return lambda: _call(name, "model")
 
 
 def record_checkpoints(
     model: nn.Module,
     paths: Sequence[Path],
-    images: ImageFiles,
+    data: Labelled,
     *,
     device: torch.device,
     folder: Path | None = None,
     kind: Kind = "model",
 ) -> RunRecord:
-    """The record of checkpoints on labelled images; an "epoch" is a checkpoint.
+    """The record of checkpoints on labelled data; an "epoch" is a checkpoint.
 
     The files are in the order of training; the model takes the weights of one after the other.
     With a folder, probabilities are kept in a file there, mapped, instead of in memory.
     """
     model.to(device)
-    loaded = images.load() if images.fits() else None
-    shape = (len(paths), len(images), len(images.classes))
-    probs = np.empty(shape, np.float16)
-    if folder is not None:
-        probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
-    predicted = np.empty(shape[:2], np.int32)
-    order = torch.arange(len(images)).split(100)
+    probs = predicted = None
     for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
         fit(model, read_state(path, kind), str(path))
-        batches = images.read(order) if loaded is None else loaded.split(100)
-        for index, batch in zip(order, batches, strict=True):
-            logits = _logits(model, images.preprocessing.normalize(batch.to(device)))
-            if logits.shape[1] != shape[2]:
-                problem = f"the model has {logits.shape[1]} outputs for {shape[2]} class folders"
-                raise InputError(f"{problem}; give the data that it was trained on")
-            if not logits.isfinite().all():
-                raise InputError(f"{path} predicts NaN: its training diverged; leave it out")
-            rows = logits.softmax(1).numpy()
-            predicted[row, index.numpy()] = rows.argmax(1)  # before float16 makes ties
-            probs[row, index.numpy()] = rows
+        rows = _predict(model, data, device, str(path))
+        if probs is None or predicted is None:
+            shape = (len(paths), *rows.shape)
+            predicted, probs = np.empty(shape[:2], np.int32), np.empty(shape, np.float16)
+            if folder is not None:
+                probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
+        predicted[row] = rows.argmax(1)  # before float16 makes ties
+        probs[row] = rows
+    assert probs is not None
+    assert predicted is not None
+    images = data.images
     return RunRecord(
-        labels=images.labels,
+        labels=data.labels,
         predicted=predicted,
         kept=np.arange(len(paths)),
         probs=probs,
-        classes=shape[2],
-        provenance={"checkpoints": checkpoint_names(paths), "classes": images.classes},
+        classes=probs.shape[2],
+        provenance={"checkpoints": checkpoint_names(paths)}
+        | ({"classes": data.classes} if data.classes else {}),
+        ids=None if images is None else np.array([os.fsdecode(f) for f in images.files.tolist()]),
     )
 
 
@@ -187,7 +235,7 @@ def average_checkpoints(
 ) -> nn.Module:
     """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
 
-    BatchNorm's statistics, if there are any, are estimated again on the batches: images as the
+    BatchNorm's statistics, if there are any, are estimated again on the batches: inputs as the
     network takes them.
     """
     states = (
@@ -199,7 +247,8 @@ def average_checkpoints(
 def distill_checkpoints(
     make: Maker,
     members: Sequence[tuple[Path, float]],
-    data: DataSet,
+    train: Labelled,
+    val: Labelled | None = None,
     *,
     epochs: int = 10,
     lr: float = 0.01,
@@ -208,16 +257,31 @@ def distill_checkpoints(
 ) -> nn.Module:
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
-    It starts from the heaviest checkpoint and is trained as `fmnlib.distillation.distill` trains,
-    with `lr` as the peak learning rate. Images are not augmented: the mixture predicts them once.
+    It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`,
+    by SGD with `lr` as the peak learning rate. Images are not augmented, and the mixture predicts
+    them once; other inputs it predicts in every pass, since they may be shuffled.
+
+    Args:
+        make: Makes a network.
+        members: The mixture.
+        train: Inputs to learn, with their labels.
+        val: Inputs that are predicted after each epoch of images; the training's if none.
+        epochs: Passes over the training inputs.
+        lr: Peak learning rate.
+        device: Where.
+        kind: Which weights of a file.
     """
-    settings = StudentConfig(teacher="checkpoints")
-    config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     teacher = [
         (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
     ]
+    student = make().to(device)
     heaviest = max(members, key=lambda member: member[1])[0]
-    student = make()
+    fit(student, read_state(heaviest, kind))
+    settings = StudentConfig(teacher="checkpoints")
+    config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
+    if train.images is None:
+        return _distill_batches(student, teacher, train, config)
+    data = _data_set(train.images, (val or train).images or train.images, torch.device(device))
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             config,
@@ -226,10 +290,34 @@ def distill_checkpoints(
             data=data,
             criterion=teacher_criterion(config, data, teacher),
             build=make,
-            initial=fit(make(), read_state(heaviest, kind)).state_dict(),
+            initial=student.state_dict(),
         )
         student.load_state_dict(load_tensors(checkpoint_path(Path(folder), epochs - 1)))
-    return student.to(device).eval()
+    return student.eval()
+
+
+def _distill_batches(
+    student: nn.Module, teacher: Teacher, train: Labelled, config: RunConfig
+) -> nn.Module:
+    assert config.student is not None
+    device = next(student.parameters()).device
+    optimizer = torch.optim.SGD(student.parameters(), config.lr, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    student.train()
+    for _ in tqdm(range(config.epochs), "distilling", unit="epoch"):
+        for batch in train.read():
+            with torch.no_grad():
+                outputs = [
+                    (forward(network, batch, device), weight) for network, weight in teacher
+                ]
+                probs = torch.stack([w * out.float().softmax(1) for out, w in outputs]).sum(0)
+            labels = torch.from_numpy(labels_of([batch])).to(device)
+            logits = forward(student, batch, device)
+            optimizer.zero_grad()
+            soft_target_loss(logits, probs, labels, config.student).mean().backward()
+            optimizer.step()
+        schedule.step()
+    return student.eval()
 
 
 def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
@@ -248,31 +336,168 @@ def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataS
     )
 
 
-def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+def _normalized(images: ImageFiles, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """A pass over images in order, as the network takes them."""
+    order = torch.arange(len(images)).split(100)
+    for index, batch in zip(order, images.read(order), strict=True):
+        labels = torch.from_numpy(images.labels[index.numpy()])
+        yield images.preprocessing.normalize(batch.to(device)), labels
+
+
+def _inputs(train: Labelled | None, data: Labelled | None, chosen: np.ndarray) -> Iterator[Tensor]:
+    """Batches that BatchNorm is estimated on: training inputs, or the images that chose."""
+    source = train or (data and _take(data, chosen))
+    assert source is not None
+    if source.images is not None:
+        # In order of class, a batch would have the statistics of one class.
+        images, generator = source.images, torch.Generator().manual_seed(0)
+        for batch in images.read(torch.randperm(len(images), generator=generator).split(100)):
+            yield images.preprocessing.normalize(batch)
+        return images.close()
+    for batch in source.read():
+        if isinstance(batch, Mapping):
+            raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")
+        yield batch[0]
+
+
+def _take(data: Labelled, index: np.ndarray) -> Labelled:
+    assert data.images is not None
+    images = data.images.take(index)
+    device = torch.device("cpu")
+    return Labelled(lambda: _normalized(images, device), images.labels, images.classes, images)
+
+
+def _predict(
+    model: nn.Module, data: Labelled, device: torch.device, name: str = "the network"
+) -> np.ndarray:
+    """Probabilities `[samples, classes]` of a model on data."""
     try:
-        with torch.no_grad():
-            outputs = model(batch)
-        return torch.as_tensor(getattr(outputs, "logits", outputs)).float().cpu()
+        logits, labels = predict_batches(model.to(device), data.read())
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason, shape = str(error).partition("\n")[0], list(batch.shape[1:])
-        problem = f"the model gives no logits for images of shape {shape} ({reason})"
+        reason = str(error).partition("\n")[0]
+        problem = f"the model gives no logits for these inputs ({reason})"
         raise InputError(f"{problem}; check their size and the number of means") from error
+    if not np.array_equal(labels.numpy(), data.labels):
+        raise InputError("the data come in another order in each pass; use shuffle=False")
+    if not logits.isfinite().all():
+        raise InputError(f"{name} predicts NaN: its training diverged; leave it out")
+    if data.classes and logits.shape[1] != len(data.classes):
+        problem = f"the model has {logits.shape[1]} outputs for {len(data.classes)} class folders"
+        raise InputError(f"{problem}; give the data that it was trained on")
+    return logits.softmax(1).numpy()
 
 
-def _refuse_guessing(record: RunRecord) -> None:
-    best, guess = float(record.accuracy.max()), 1 / record.classes
-    if best <= guess + 2 * (guess * (1 - guess) / len(record.labels)) ** 0.5:
-        problem = f"no checkpoint is right more often than guessing, {best:.1%} at best"
+def _call(name: str, what: str) -> Any:
+    """What the function FILE.py:FUNCTION returns."""
+    file, _, function = name.rpartition(":")
+    if name.endswith(".py"):
+        raise InputError(f"{what} is {name!r}, which function of it? Give {name}:FUNCTION")
+    if not Path(file).is_file():
+        raise InputError(f"{what} is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
+    try:
+        make = runpy.run_path(file).get(function)
+    except Exception as error:  # whatever a file of the user's raises
+        raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
+    if not callable(make):
+        raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
+    try:
+        return make()
+    except Exception as error:  # whatever a function of the user's raises
+        returned = {"model": "the network"}.get(what, "batches of inputs and labels")
+        problem = f"{name} cannot be called ({error!r})"
+        raise InputError(f"{problem}; it must need no argument, and return {returned}") from error
+
+
+def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError("timm is not installed; `pip install timm`") from error
+    try:
+        return timm.create_model(name, num_classes=classes, in_chans=channels)
+    except RuntimeError as error:  # no such network
+        raise InputError(f"timm makes no {name!r} ({error}); see timm.list_models()") from error
+
+
+def _classes(data: Labelled | None) -> int:
+    return 0 if data is None else len(data.classes) or int(data.labels.max()) + 1
+
+
+def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord | None) -> None:
+    """Refuse data that do not go together."""
+    if data is not None and record is not None and not np.array_equal(data.labels, record.labels):
+        raise InputError("--data has other labels than the tracked samples; give these, in order")
+    if data is None or train is None or data.images is None or train.images is None:
+        return
+    if train.classes != data.classes:
+        roots = f"{data.images.root} and {train.images.root}"
+        raise InputError(f"the classes in {roots} differ; make them equal")
+    sizes: dict[int, list[Path]] = {}
+    for file in _paths(train.images):
+        sizes.setdefault(file.stat().st_size, []).append(file)
+    few = _paths(data.images)[:: 1 + len(data.labels) // 100]
+    same = [
+        file
+        for file in few
+        if any(_digest(file) == _digest(other) for other in sizes.get(file.stat().st_size, []))
+    ]
+    if len(same) > len(few) // 2:
+        problem = f"{len(same)} of {len(few)} images of data, such as {same[0].name}, are in train"
+        raise InputError(
+            f"{problem} too; a student that is taught on the test half proves nothing"
+        )
+
+
+def _paths(images: ImageFiles) -> list[Path]:
+    return [images.root / os.fsdecode(name) for name in images.files.tolist()]
+
+
+def _digest(file: Path) -> bytes:
+    return hashlib.blake2b(file.read_bytes()).digest()
+
+
+def _check_there(members: Sequence[tuple[Path, float]]) -> None:
+    if missing := [path.name for path, _ in members if not path.exists()]:
+        problem = f"the mixture needs {', '.join(missing[:3])}, of {len(missing)} that are missing"
+        raise InputError(f"{problem}; note the model with every epoch, and keep its checkpoints")
+
+
+def _refuse_chance(record: RunRecord) -> None:
+    if at_chance(record.correct, record.labels):
+        problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
         raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
 
 
-def _check(files: CheckpointFiles) -> Path:
+def _refuse_foreign_batchnorm(
+    model: nn.Module, data: Labelled, record: RunRecord, device: torch.device
+) -> None:
+    """Refuse images on which BatchNorm's statistics are far off: normalised in another way.
+
+    `model` has the weights of the last checkpoint. The rule: estimated anew, on at most a thousand
+    images, they would bring 10 points of accuracy or more for certain.
+    """
+    if data.images is None or not has_batchnorm(model):
+        return
+    few = np.random.default_rng(0).permutation(len(record.labels))[:1000]
+    some = _take(data, np.sort(few))
+    update_bn(_inputs(some, None, few), model.train())
+    known = _predict(model.eval(), some, device).argmax(1) == some.labels
+    before = record.correct[-1][np.sort(few)]
+    if paired_gain(known, before).low > 0.1:
+        change = f"from {before.mean():.0%} to {known.mean():.0%}"
+        problem = f"accuracy rises {change} when BatchNorm is estimated anew on these images"
+        remedy = "--mean, --std or --size are not those of the training"
+        raise InputError(f"{problem}: {remedy}, or the checkpoints' statistics are stale")
+
+
+def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
     """Refuse what cannot end well before the long work begins; the path of the second output."""
-    if not files.model or files.data is None:
-        raise InputError("--checkpoints needs --model NAME and --data FOLDER of validation images")
+    if not files.model or (files.data is None and tracked is None):
+        needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
+        raise InputError(f"{needed}, or FILE.py:FUNCTION")
     if files.network == "distilled" and files.train is None:
         raise InputError("--network distilled needs --train FOLDER of training images")
-    if files.train is not None and files.train.resolve() == files.data.resolve():
+    if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
         problem = f"data and train are both {files.data}"
         raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
     if files.save_record is not None and files.save_record.suffix != ".npz":

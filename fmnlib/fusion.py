@@ -25,6 +25,9 @@ from fmnlib.files import write_whole
 from fmnlib.record import RunRecord
 from fmnlib.scores import forget_fraction
 
+BEST = 5
+"""How many of the best epochs are mixed, where nothing else is said."""
+
 Right = Bool[np.ndarray, " samples"]
 Probs = Float64[np.ndarray, "samples classes"]
 _SMALLEST = 1e-12  # what `fmnlib.stats.nll` counts a probability of 0 as

@@ -72,6 +72,11 @@ def join(device: torch.device) -> tuple[World, torch.device]:
     return World(distributed.get_rank(), size), device
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a network normalises by statistics of batches."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
 def synchronize_batchnorm(model: nn.Module, world: World) -> nn.Module:
     """The network with BatchNorm over the whole batch instead of each process's shard of it.
 
@@ -80,8 +85,7 @@ def synchronize_batchnorm(model: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return model
-    batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if batchnorm and not next(model.parameters()).is_cuda:
+    if has_batchnorm(model) and not next(model.parameters()).is_cuda:
         several = f"BatchNorm cannot be computed over {world.size} processes on a CPU"
         raise InputError(f"{several}; use GPUs, one process, or a model without it, such as mlp")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -21,7 +21,16 @@ from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 from fmnlib.config import InputError
-from fmnlib.fusion import Fusion, early_stopping, fuse, right_samples, single
+from fmnlib.fusion import (
+    BEST,
+    Fusion,
+    best_epochs,
+    early_stopping,
+    early_stopping_window,
+    fuse,
+    right_samples,
+    single,
+)
 from fmnlib.record import Result, RunRecord
 
 MARGIN = 0.5
@@ -381,16 +390,26 @@ def gains(
         others: Which test samples other predictors get right.
 
     Returns:
-        A row a predictor (single, early_stopping, fused, others) with accuracy, gain over the
-        final network, and the ends of its interval (`paired_gain`), as shares of 1.
+        A row a predictor (single, early_stopping, window and best for the mixtures that need no
+        search, fused, others) with accuracy, gain over the final network, and the ends of its
+        interval (`paired_gain`), as shares of 1; `ahead`, `ahead_low` and `ahead_high` are the
+        gain of the fusion over it.
     """
-    chosen = {"single": single(val), "early_stopping": early_stopping(val), "fused": fusion}
+    chosen = {
+        "single": single(val),
+        "early_stopping": early_stopping(val),
+        "window": early_stopping_window(val, min(fusion.networks, len(val.kept))),
+        "best": best_epochs(val, min(BEST, len(val.kept))),
+        "fused": fusion,
+    }
     right = {name: right_samples(fuse(test, f), test.labels) for name, f in chosen.items()}
     right |= others or {}
     rows = {}
     for name, mask in right.items():
         gain = paired_gain(mask, right["single"])
+        ahead = paired_gain(right["fused"], mask)
         ends = {"gain": gain.value, "low": gain.low, "high": gain.high}
+        ends |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
         rows[name] = {"accuracy": float(mask.mean())} | ends
     rows["single"] |= dict.fromkeys(("gain", "low", "high"), 0.0)
     return pd.DataFrame(rows).T
@@ -403,6 +422,9 @@ def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
     }
     for name, row in table.drop(index="single").iterrows():
         rows[f"gain, {name}"] = Gain(*map(float, row[["gain", "low", "high"]]))
+    for name, row in table.drop(index=["single", "fused"]).iterrows():
+        ends = ["ahead", "ahead_low", "ahead_high"]
+        rows[f"fused less {name}"] = Gain(*map(float, row[ends]))
     return rows
 
 

@@ -37,10 +37,8 @@ class Watch:
         if isinstance(batches, Iterator):
             kind = type(batches).__name__
             raise InputError(f"batches are a {kind}, read once; give a DataLoader or a list")
-        with _undisturbed():
-            parts = [_labels(batch) for batch in batches]
-        labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        self.batches, self.tracker = batches, Tracker(folder, labels, **options)
+        self.batches = batches
+        self.tracker = Tracker(folder, labels_of(batches), **options)
 
     def note(self, model: nn.Module, *, epoch: int | None = None) -> float:
         """Record an epoch: outputs, and the weights as a checkpoint; return the accuracy.
@@ -87,8 +85,7 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
     try:
         with _undisturbed():
             for batch in batches:
-                outputs = _forward(model, batch, device)
-                logits.append(getattr(outputs, "logits", outputs).float().cpu())
+                logits.append(forward(model, batch, device).float().cpu())
                 labels.append(_labels(batch))
     finally:
         for module, training in modes.items():
@@ -96,10 +93,20 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
     return torch.cat(logits), torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
-def _forward(model: nn.Module, batch: Any, device: torch.device) -> Any:
+def forward(model: nn.Module, batch: Any, device: torch.device) -> Tensor:
+    """The logits of a batch: a pair `(inputs, labels)`, or a mapping of the model's arguments."""
     if isinstance(batch, Mapping):
-        return model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
-    return model(batch[0].to(device))
+        outputs = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
+    else:
+        outputs = model(batch[0].to(device))
+    return getattr(outputs, "logits", outputs)
+
+
+def labels_of(batches: Iterable[Any]) -> np.ndarray:
+    """The labels of all batches, in order."""
+    with _undisturbed():
+        parts = [_labels(batch) for batch in batches]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def _labels(batch: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fmnlib import InputError, RunRecord, images
 from fmnlib.__main__ import main
-from fmnlib.external import maker, record_checkpoints
+from fmnlib.external import maker, open_labelled, record_checkpoints
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.images import Preprocessing, open_folder
 from fmnlib.weights import find_checkpoints, fit, read_state, write_state
@@ -32,6 +32,7 @@ def build():
     convs = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 """
+CPU = torch.device("cpu")
 GREY = Preprocessing(size=8, resize=8, mean=(0.5,), std=(0.5,))
 
 
@@ -332,6 +333,27 @@ def test_a_whole_model_is_named_with_the_way_out(tmp_path):
         read_state(tmp_path / "net.pt")
 
 
+def test_images_that_are_normalised_in_another_way_are_refused(fmn, tmp_path):
+    code, _, err = fmn("--mean 0 --std 0.1 --save-record seen.npz")
+    assert code == 2
+    assert "when BatchNorm is estimated anew on these images: --mean, --std or --size" in err
+    assert not (tmp_path / "seen.npz").exists()
+
+
+def test_validation_images_among_the_training_images_are_noticed(fmn, elsewhere, tmp_path):
+    shutil.copytree(elsewhere / "val", tmp_path / "copy")
+    code, _, err = fmn("--train copy")
+    assert code == 2
+    assert re.search(r"of \d+ images of data, such as \d+\.png, are in train too", err)
+
+
+def test_a_network_of_timm(fmn):
+    code, _, err = fmn("--model timm:resnet18")
+    assert code == 2
+    assert re.search(r"e0\.pt does not fit: .* in the model; check the model's name", err)
+    assert "timm makes no 'resnet3.14'" in fmn("--model timm:resnet3.14")[2]
+
+
 @pytest.mark.parametrize("writer", ["timm", "torchvision", "lightning"])
 def test_the_moving_average_can_be_chosen(tmp_path, writer):
     net, average = nn.Linear(2, 1), nn.Linear(2, 1)
@@ -403,12 +425,12 @@ def test_a_file_that_holds_something_else_says_what(tmp_path):
 
 
 def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path):
-    val = open_folder(elsewhere / "val", GREY)
+    val = open_labelled(elsewhere / "val", GREY, CPU)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.constant_(net[1].bias, np.nan)
     torch.save(net.state_dict(), tmp_path / "e7.pt")
     with pytest.raises(InputError, match=r"e7\.pt predicts NaN: its training diverged"):
-        record_checkpoints(net, [tmp_path / "e7.pt"], val, device=torch.device("cpu"))
+        record_checkpoints(net, [tmp_path / "e7.pt"], val, device=CPU)
     shutil.copytree(elsewhere / "val", tmp_path / "val")
     image = sorted((tmp_path / "val").glob("*/*"))[-1]
     image.write_bytes(image.read_bytes()[:40])
