@@ -84,7 +84,8 @@ class RunRecord:
         if self.index is not None:
             check_integers("index", self.index, (samples,), np.iinfo(np.int64).max)
         for name in ("ids", "groups"):
-            as_names(name, getattr(self, name), samples)
+            if as_names(name, getattr(self, name), samples) is not getattr(self, name):
+                raise InputError(f"{name} are no numpy array; make one of them")
         for name, values in {**self.curves, "loss_histogram": self.loss_histogram}.items():
             if values is not None and np.shape(values)[:1] != (epochs,):
                 raise InputError(f"{name} is {np.shape(values)}; give a row for {epochs} epochs")
@@ -344,9 +345,7 @@ def as_array(values: Any) -> np.ndarray:
         return array
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         problem = f"a {type(values).__name__} is no array ({str(error).partition(chr(10))[0]})"
-        raise InputError(
-            f"{problem}; give an array, a tensor, or lists of equal lengths"
-        ) from error
+        raise InputError(f"{problem}; give an array, a tensor or equal lists") from error
 
 
 def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:

@@ -227,12 +227,9 @@ def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "sample
     if isinstance(outputs, Mapping) and "logits" in outputs:
         outputs = outputs["logits"]
     values = as_array(getattr(outputs, "logits", outputs))
-    try:
-        values = values.astype(
-            np.float64, casting="unsafe" if values.dtype.kind == "V" else "safe"
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"outputs are {values.dtype}; give floats") from error
+    if values.dtype.kind not in "biufV" or values.dtype.names:  # bfloat16 of JAX is a void
+        raise InputError(f"outputs are {values.dtype}; give floats")
+    values = values.astype(np.float64)
     if values.ndim != 2 or 0 in values.shape or values.shape[1] == 1:
         two = "; of two classes give both, 1 - p and p, or the logits 0 and m of a margin m"
         one_number = values.ndim == 1 or values.shape[1:] == (1,)
@@ -265,12 +262,12 @@ def _fault(values: np.ndarray) -> str:
 
 
 def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
-    """Whether all rows are the softmax of probabilities that are confident of several classes.
+    """Whether the rows are the softmax of probabilities that are confident of several classes.
 
     The logits of a softmax of q are log q's own: log p + c with c = (1 - sum log p) / classes
     gives q back. A network that knows little yet is not confident; one that boosts passes by.
     """
-    logs = np.log(probs.clip(1e-300))
+    logs = np.log(probs[:: 1 + len(probs) // 2000].clip(1e-300))  # some rows tell as much
     inner = logs + (1 - logs.sum(axis=1, keepdims=True)) / probs.shape[1]
     if inner.min() < -1e-3:
         return False
