@@ -68,11 +68,10 @@ class RunRecord:
     groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int | np.integer):
-            raise InputError(f"classes is {self.classes!r}; give a whole number")
-        if self.classes < 2 or self.half not in ("all", "val", "test"):
-            problem = f"classes is {self.classes} and half is {self.half!r}"
-            raise InputError(f"{problem}; allow 2 classes or more, and all, val or test")
+        whole = isinstance(self.classes, int | np.integer)
+        if not whole or self.classes < 2 or self.half not in ("all", "val", "test"):
+            problem = f"classes is {self.classes!r} and half is {self.half!r}"
+            raise InputError(f"{problem}; give a whole number from 2 on, and all, val or test")
         shape = np.shape(self.predicted)
         if len(shape) != 2 or 0 in shape:
             raise InputError(f"predicted is of shape {shape}; give [epochs, samples]")
@@ -84,14 +83,14 @@ class RunRecord:
             raise InputError("kept epochs do not ascend; give each once, in order")
         if self.index is not None:
             check_integers("index", self.index, (samples,), np.iinfo(np.int64).max)
-        as_names("ids", self.ids, samples)
-        as_names("groups", self.groups, samples)
-        per_epoch = {**self.curves, "loss_histogram": self.loss_histogram}
-        for name, values in per_epoch.items():
+        for name in ("ids", "groups"):
+            if as_names(name, getattr(self, name), samples) is not getattr(self, name):
+                raise InputError(f"{name} are no numpy array; make one of them")
+        for name, values in {**self.curves, "loss_histogram": self.loss_histogram}.items():
             if values is not None and np.shape(values)[:1] != (epochs,):
                 raise InputError(f"{name} is {np.shape(values)}; give a row for {epochs} epochs")
         if not isinstance(self.provenance, Mapping):
-            raise InputError(f"provenance is {self.provenance!r}; give a mapping")
+            raise InputError(f"provenance is a {type(self.provenance).__name__}; give a mapping")
         if self.probs is not None:
             expected = (len(self.kept), samples, self.classes)
             kind = getattr(self.probs, "dtype", np.dtype(object))
@@ -133,15 +132,9 @@ class RunRecord:
         check_integers("labels", labels, labels.shape, classes)
         predicted = probs.argmax(axis=2).astype(np.int32)  # before float16 makes ties
         _check_probs(probs, predicted, kept)
-        return cls(
-            labels=labels.astype(np.int64),
-            predicted=predicted,
-            kept=kept,
-            probs=probs,
-            classes=classes,
-            ids=as_names("ids", ids, len(labels)),
-            groups=as_names("groups", groups, len(labels)),
-        )
+        arrays = {"labels": labels.astype(np.int64), "predicted": predicted, "kept": kept}
+        ids, groups = as_names("ids", ids, len(labels)), as_names("groups", groups, len(labels))
+        return cls(**arrays, probs=probs, classes=classes, ids=ids, groups=groups)
 
     @property
     def epochs(self) -> int:
@@ -347,14 +340,12 @@ def as_array(values: Any) -> np.ndarray:
             values = values.detach().cpu()
             values = (values.float() if values.is_floating_point() else values).numpy()
         array = np.asarray(values)
+        if array.dtype == object:
+            raise TypeError("it holds objects")
+        return array
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        array, reason = np.array(None), str(error).partition("\n")[0]
-    else:
-        reason = "it holds objects"
-    if array.dtype == object:
-        problem = f"a {type(values).__name__} is no array ({reason})"
-        raise InputError(f"{problem}; give an array, a tensor, or lists of equal lengths")
-    return array
+        problem = f"a {type(values).__name__} is no array ({str(error).partition(chr(10))[0]})"
+        raise InputError(f"{problem}; give an array, a tensor or equal lists") from error
 
 
 def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:

@@ -109,6 +109,16 @@ def test_lightning(tmp_path, digits):
     np.testing.assert_array_equal(again.record().predicted[:30], record.predicted)
     with pytest.raises(InputError, match="holds 32 epochs and start is 0"):
         lightning_fit(tmp_path, 1, [again], (images, given))
+    # One that goes on from an earlier epoch loses what came after it only if it is told to.
+    with pytest.raises(
+        InputError, match="holds 32 epochs and start is 30: 2 of them would be lost"
+    ):
+        lightning_fit(tmp_path, 31, [again], (images, given), tmp_path / "last.ckpt")
+    assert again.record().epochs == 32
+    options = {"overwrite": True, "outputs": "logits"}
+    other = lightning.RecordEpochs(tmp_path / "tracked", callback.batches, **options)
+    lightning_fit(tmp_path, 31, [other], (images, given), tmp_path / "last.ckpt")
+    assert other.record().epochs == 31
 
 
 # ---------------------------------------------------------------- Hugging Face
@@ -160,6 +170,23 @@ def test_hugging_face_goes_on_from_within_an_epoch(tmp_path, digits, epoch, star
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     callback.on_train_begin(arguments, TrainerState(epoch=epoch), TrainerControl())
     assert callback.watch.tracker.epochs == start
+
+
+def test_hugging_face_notes_no_epoch_twice(tmp_path, digits):
+    _, _, val, labels = digits
+    batches = DataLoader(rows(val, labels), 200, collate_fn=default_data_collator)
+    ids = [f"{label}/{n}.png" for n, label in enumerate(labels)]
+    callback = huggingface.RecordEpochs(tmp_path / "tracked", batches, ids=ids)
+    arguments, control = (
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        TrainerControl(),
+    )
+    callback.on_train_begin(arguments, TrainerState(epoch=0), control)
+    for epoch in (1.0, 1.9999999, 2.4):  # the last one ends by `max_steps`
+        callback.on_epoch_end(arguments, TrainerState(epoch=epoch), control, model=resnet())
+    with pytest.raises(InputError, match="epoch 2 is noted, but it is the turn of epoch 3"):
+        callback.on_epoch_end(arguments, TrainerState(epoch=3.0), control, model=resnet())
+    assert callback.record().ids.tolist() == ids
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")

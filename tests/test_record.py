@@ -319,10 +319,10 @@ MUTATIONS = [
     ({"loss_histogram": np.zeros((1, 2, 3), int)}, "loss_histogram is .1, 2, 3.; give a row"),
 ]
 FIELDS = [
-    ({"half": "TEST"}, "half is 'TEST'; allow .*all, val or test"),
-    ({"classes": "ten"}, "classes is 'ten'; give a whole number"),
-    ({"classes": 1}, "allow 2 classes or more"),
-    ({"provenance": 3}, "provenance is 3; give a mapping"),
+    ({"half": "TEST"}, "half is 'TEST'; give .*all, val or test"),
+    ({"classes": "ten"}, "classes is 'ten' .*give a whole number from 2 on"),
+    ({"classes": 1}, "classes is 1 .*from 2 on"),
+    ({"provenance": 3}, "provenance is a int; give a mapping"),
 ]
 
 
