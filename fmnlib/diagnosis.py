@@ -36,14 +36,14 @@ from fmnlib.fusion import (
     refuse_test,
     right_samples,
 )
-from fmnlib.record import RunRecord
+from fmnlib.record import RunRecord, folds
 from fmnlib.stats import MARGIN, Gain, Interval, Mask, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
 _KF = "Knowledge Fusion"
 _LATE = 4  # networks of half a mixture, at most
-_BLOCK = 2**23  # probabilities that are held in memory at a time
+_BLOCK = 2**22  # probabilities that are held in memory at a time
 
 Verdict = Literal["none", "local", "classic"]
 Masks = Bool[np.ndarray, "candidates samples"]
@@ -230,8 +230,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         split: Seed that draws the halves of a whole run; the test half is not used.
 
     Raises:
-        InputError: If the record is a test half, has one epoch, or is never better than the most
-            frequent class.
+        InputError: If the record is a test half, has one epoch, or is never better than chance.
 
     >>> probs = np.tile([[[0.9, 0.1]], [[0.2, 0.8]]], (1, 200, 1))  # all right, then all wrong
     >>> labels = np.zeros(200, int)
@@ -244,8 +243,11 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     val = record.split(split)[0] if record.half == "all" else record
     if val.epochs < 2:
         raise InputError("the record has one epoch; record two or more to see what is forgotten")
-    _refuse_chance(val)
-    fold_of = np.random.default_rng(split).permutation(len(val.labels)) % FOLDS
+    if scores.at_chance(val.predicted, val.labels):
+        best = f"at most {val.accuracy.max():.1%} of the samples are right"
+        problem = f"no epoch is better than chance: {best}"
+        raise InputError(f"{problem}; are the labels in the order of the predictions?")
+    fold_of = folds(val, FOLDS, split)
     past, late, networks = _mixtures(val)
     starts = len(val_epochs := _epochs_of(val)) - 2 * networks + 1
     around = int(past.sum(axis=1).argmax()) % starts + networks // 2
@@ -387,18 +389,6 @@ def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.Da
         row = {"samples": int(inside.sum()), "forgotten": float(forgotten[inside].mean())}
         rows[names[label]] = row | {"lost": fell.value, "low": fell.low, "high": fell.high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
-
-
-def _refuse_chance(val: RunRecord) -> None:
-    """Refuse predictions that have nothing to do with the labels."""
-    marginals = [np.bincount(row, minlength=val.classes) for row in (val.labels, *val.predicted)]
-    share = np.array(marginals) / len(val.labels)
-    chance = (share[0] * share[1:]).sum(axis=1)
-    error = np.sqrt(chance * (1 - chance) / len(val.labels))
-    if (val.accuracy <= chance + norm.isf(LEVEL / val.epochs) * error).all():
-        best = f"at most {val.accuracy.max():.1%} of the samples are right"
-        problem = f"no epoch is better than chance: {best}"
-        raise InputError(f"{problem}; are the labels in the order of the predictions?")
 
 
 def _mean(values: Float[np.ndarray, " samples"], level: float) -> Gain:

@@ -463,7 +463,7 @@ def _check_there(members: Sequence[tuple[Path, float]]) -> None:
 
 
 def _refuse_chance(record: RunRecord) -> None:
-    if at_chance(record.correct, record.labels):
+    if at_chance(record.predicted, record.labels):
         problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
         raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
-from fmnlib.record import RunRecord
+from fmnlib.record import Columns, RunRecord
 from fmnlib.scores import forget_fraction
 
 BEST = 5
@@ -268,7 +268,7 @@ def greedy_selection(val: RunRecord, size: int) -> Fusion:
     refuse_test(val)
     if size < 1:
         raise InputError(f"size is {size}; allow 1 or more networks")
-    probs = _to_float64(_kept_probs(val))
+    probs = _to_float64(np.asarray(_kept_probs(val)))
     total = np.zeros(probs.shape[1:])
     chosen: list[int] = []
     reached: list[int] = []
@@ -444,7 +444,10 @@ def _clip_window(row: int, window: int, rows: int) -> slice:
 
 
 def _window_mean(
-    probs: np.ndarray, row: int, window: int, where: slice | tuple[np.ndarray, ...] = slice(None)
+    probs: np.ndarray | Columns,
+    row: int,
+    window: int,
+    where: slice | tuple[np.ndarray, ...] = slice(None),
 ) -> Probs:
     members = probs[_clip_window(row, window, len(probs))]
     total = _to_float64(members[0][where])
@@ -458,7 +461,7 @@ def _mix(fused: Probs, candidate: Probs, share: float) -> Probs:
     return (1 - share) * fused + share * candidate
 
 
-def _kept_probs(record: RunRecord) -> np.ndarray:
+def _kept_probs(record: RunRecord) -> np.ndarray | Columns:
     if record.probs is None:
         raise InputError("this record holds no probabilities; load the run's own folder")
     return record.probs

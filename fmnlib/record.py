@@ -22,7 +22,55 @@ from fmnlib.files import write_whole
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
+_COPIED = 2**30  # bytes of mapped probabilities of which a half is copied into memory
 _CHECKED = 2**22  # probabilities, evenly spaced, that any record is checked by
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+    """Some samples of probabilities that are mapped from a file: read where they are indexed.
+
+    Attributes:
+        source: The file's probabilities `[kept, samples, classes]`.
+        index: The samples that are here.
+
+    >>> part = Columns(np.arange(12.0).reshape(2, 3, 2), np.array([2, 0]))
+    >>> part.shape, part[1].tolist(), part[0, 1].tolist()
+    ((2, 2, 2), [[10.0, 11.0], [6.0, 7.0]], [0.0, 1.0])
+    """
+
+    source: np.ndarray
+    index: Int[np.ndarray, " samples"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Kept epochs, samples and classes."""
+        return len(self.source), len(self.index), self.source.shape[2]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the numbers."""
+        return self.source.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Any) -> Any:
+        rows, samples, *classes = key if isinstance(key, tuple) else (key, slice(None))
+        chosen = self.index[samples]
+        if isinstance(rows, np.ndarray):
+            return self.source[rows][:, chosen]
+        if isinstance(rows, slice) and not classes:
+            return Columns(self.source[rows], chosen)
+        return self.source[(rows, chosen, *classes)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.source[:, self.index], dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +104,7 @@ class RunRecord:
     labels: Int[np.ndarray, " samples"]
     predicted: Int[np.ndarray, "epochs samples"]
     kept: Int[np.ndarray, " kept"]
-    probs: Float[np.ndarray, "kept samples classes"] | None
+    probs: Float[np.ndarray | Columns, "kept samples classes"] | None
     classes: int
     curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
     loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
@@ -157,7 +205,7 @@ class RunRecord:
             self,
             labels=self.labels[index],
             predicted=self.predicted[:, index],
-            probs=None if self.probs is None else self.probs[:, index],
+            probs=None if self.probs is None else _columns(self.probs, index),
             half=half,
             index=index if self.index is None else self.index[index],
             ids=None if self.ids is None else self.ids[index],
@@ -391,9 +439,16 @@ def _check_probs(probs: np.ndarray, predicted: np.ndarray, kept: np.ndarray) -> 
             raise InputError(f"{problem}; give both of the same epochs, in the same order")
 
 
-def checksums(probs: np.ndarray) -> np.ndarray:
+def _columns(probs: np.ndarray | Columns, index: np.ndarray) -> np.ndarray | Columns:
+    """Some samples: a copy, or where that would be large and can be read again, a view."""
+    if isinstance(probs, np.memmap) and probs.nbytes > _COPIED:
+        return Columns(probs, index)
+    return probs[:, index]
+
+
+def checksums(probs: np.ndarray | Columns) -> np.ndarray:
     """One checksum for the probabilities of each epoch."""
-    rows = (np.ascontiguousarray(row, np.float16) for row in probs)
+    rows = (np.ascontiguousarray(probs[row], np.float16) for row in range(len(probs)))
     return np.array([zlib.crc32(row.data) for row in rows], np.int64)
 
 

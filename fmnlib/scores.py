@@ -119,23 +119,26 @@ def by_class(
 
 
 def at_chance(
-    correct: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"]
+    predicted: Int[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"]
 ) -> bool:
-    """Whether no epoch is right more often than always answering the most frequent class.
+    """Whether the predictions of every epoch have nothing to do with the labels.
 
-    The usual reasons are another order of samples or of classes. The binomial test of the best
+    The usual reasons are another order of samples or of classes. By chance a sample is right with
+    probability sum_c P(predicted = c) P(label = c), as in Cohen's kappa. The binomial test of each
     epoch at the level 0.001, shared by the epochs (Bonferroni); False where the samples are so
     few, or of one class, that not even all of them right would pass it.
 
     >>> labels = np.arange(100) % 4
-    >>> [at_chance(np.tile(labels < classes, (9, 1)), labels) for classes in (1, 2)]
+    >>> [at_chance(np.tile(labels % classes, (9, 1)), labels) for classes in (1, 2)]
     [True, False]
     """
-    samples, level = len(labels), 1e-3 / len(correct)
-    frequent = np.bincount(labels).max() / samples
-    best = int(correct.sum(axis=1).max())
-    passes = best > 0 and bdtrc(best - 1, samples, frequent) < level
-    return bool(frequent**samples < level and not passes)
+    samples, level = len(labels), 1e-3 / len(predicted)
+    classes = 1 + max(int(labels.max()), int(predicted.max()))
+    share = [np.bincount(row, minlength=classes) / samples for row in (labels, *predicted)]
+    chance = np.clip([float(share[0] @ one) for one in share[1:]], 0, 1)
+    right = (predicted == labels).sum(axis=1)
+    passes = (right > 0) & (bdtrc(np.maximum(right, 1) - 1, samples, chance) < level)
+    return bool(share[0].max() ** samples < level and not passes.any())
 
 
 def _final(

@@ -128,7 +128,7 @@ class Tracker:
         if self.outputs is None and _softened_twice(probs):
             told = 'outputs look like a softmax of a softmax; apply one, or say outputs="probs"'
             warnings.warn(told, stacklevel=2)
-        if self.epochs == _EARLY and at_chance(self.record().correct, self.labels):
+        if self.epochs == _EARLY and at_chance(self.record().predicted, self.labels):
             told = f"after {_EARLY} epochs no accuracy is above chance"
             check = "have outputs and labels the same order of samples and of classes?"
             warnings.warn(f"{told}; {check}", stacklevel=2)

@@ -90,6 +90,8 @@ def test_who_reads_the_beginning_alone_sees_no_error():
 
 def test_a_record_of_another_framework(fmn, tmp_path):
     probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(5, 90))
+    probs[:, np.arange(90), np.arange(90) % 3] += 1
+    probs /= 2
     RunRecord.from_arrays(probs, np.arange(90) % 3).save(tmp_path / "mine.npz")
     assert fmn("diagnose", tmp_path / "mine.npz")[0] == 0
     assert fmn("fuse", tmp_path / "mine.npz")[0] == 0

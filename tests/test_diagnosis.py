@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -330,3 +332,36 @@ def test_the_page_of_a_name_that_is_markup():
     text = page(record, diagnose(record), None, title="<b>&")
     assert "<h1>&lt;b&gt;&amp;</h1>" in text
     assert text.count("<img") == 1
+
+
+BEYOND_MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from fmnlib import diagnose, fuse, knowledge_fusion, record
+from fmnlib.tracker import load_tracked
+
+record._COPIED = 2**20
+run = load_tracked(sys.argv[1])
+size = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1])
+limit = 1024 * size + 130 * 2**20  # half of the probabilities is more than that
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(diagnose(run).verdict)
+val, test = run.split(0)
+print(fuse(test, knowledge_fusion(val)).shape)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_record_that_does_not_fit_in_memory_is_diagnosed_and_fused(tmp_path):
+    """320 MB of probabilities; 130 MB may be used."""
+    rng, labels = np.random.default_rng(0), np.arange(20_000) % 200
+    tracker = Tracker(tmp_path / "tracked", labels)
+    for epoch in range(40):
+        probs = rng.random((20_000, 200), np.float32)
+        probs[np.arange(20_000), labels] += 0.8 if epoch < 25 else 0.4
+        tracker.note(probs / probs.sum(axis=1, keepdims=True), epoch=epoch)
+    words = [sys.executable, "-c", BEYOND_MEMORY, str(tmp_path / "tracked")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "classic\n(10000, 200)\n"

@@ -157,7 +157,7 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("--mean 0.5 0.5", "mean is (0.5, 0.5) and std is (0.5,); give one or three numbers"),
         (
             "--mean 0.5 0.5 0.5 --std 1 1 1",
-            "the model gives no logits for images of shape [3, 8, 8] (",
+            "the model gives no logits for these inputs (",
         ),
         ("--model torchvision:resnet18 --mean 0 0 0 --std 1 1 1", "e0.pt does not fit: 0.bias is"),
         ("--model torchvision:resnet1", "torchvision has no network 'resnet1'; did you mean"),
@@ -204,7 +204,10 @@ def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", "fmn fuse digits --network distilled".split())
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "'digits' is a run; --model, --data and the like go with" in capsys.readouterr().err
+    assert (
+        "'digits' is given with --model, --data or the like; they go with"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
@@ -456,7 +459,7 @@ def test_a_network_of_torchvision_in_colour(elsewhere, tmp_path, fmn):
         torch.save(make().state_dict(), tmp_path / f"s{seed}.pt")
     code, _, err = fmn(words)
     assert code == 2
-    assert "no checkpoint is right more often than guessing" in err.splitlines()[-1]
+    assert "no checkpoint is better than chance" in err.splitlines()[-1]
     state = make().state_dict()  # says a class, that of the most images
     state["classifier.1.weight"].zero_()
     state["classifier.1.bias"][:] = torch.eye(10)[5]
