@@ -6,6 +6,7 @@ clean Fashion-MNIST where its files are there (`FMN_DATA`).
 
 import collections
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "results" / "verdict.json"
 RUNS = 100  # of each simulated case
 SAMPLES = 2000  # half of which are diagnosed
-CLEAN = RunConfig.of_profile("standard", train_samples=10_000, eval_samples=5_000, epochs=15)
+CLEAN = RunConfig.of_profile("standard", model="convnet", width=2.0, epochs=15)
 
 
 def churning(seed: int, classes: int, epochs: int, correlation: float = 0.0) -> RunRecord:
@@ -136,7 +137,7 @@ def real() -> Iterator[tuple[str, str, Iterable[RunRecord]]]:
 def main() -> None:
     """Diagnose the runs of every case and write how many have which verdict."""
     rows = []
-    for name, truth, records in [*simulated(), *real()]:
+    for name, truth, records in itertools.chain(simulated(), real()):
         counts: collections.Counter[str] = collections.Counter()
         for record in records:
             try:

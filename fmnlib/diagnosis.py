@@ -36,7 +36,7 @@ from fmnlib.fusion import (
     refuse_test,
     right_samples,
 )
-from fmnlib.record import RunRecord, folds
+from fmnlib.record import Columns, RunRecord, folds
 from fmnlib.stats import MARGIN, Gain, Interval, Mask, paired_gain, proportion
 
 FOLDS = 5
@@ -248,12 +248,12 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         problem = f"no epoch is better than chance: {best}"
         raise InputError(f"{problem}; are the labels in the order of the predictions?")
     fold_of = folds(val, FOLDS, split)
-    past, late, networks = _mixtures(val)
-    starts = len(val_epochs := _epochs_of(val)) - 2 * networks + 1
-    around = int(past.sum(axis=1).argmax()) % starts + networks // 2
+    past, late, networks, starts = _mixtures(val)
+    mixed_epochs = _epochs_of(val)
+    around = starts[int(past.sum(axis=1).argmax()) % len(starts)] + networks // 2
     known = _cross_fit(past, fold_of)
-    means = sliding_window_view(val.correct[val_epochs], networks, axis=0).mean(axis=2)
-    fell = _cross_fit(means[:starts], fold_of) - means[-1]
+    means = sliding_window_view(val.correct[mixed_epochs], networks, axis=0).mean(axis=2)
+    fell = _cross_fit(means[list(starts)], fold_of) - means[-1]
     forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
@@ -266,7 +266,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         forget=proportion(int(forgotten.sum()), len(forgotten), level),
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
         networks=networks,
-        around=int(val_epochs[around]),
+        around=int(mixed_epochs[around]),
         fell=_mean(fell, level),
         lost=paired_gain(known, late, level),
         unseen=_mean(known * 1.0 - late - fell, level),
@@ -283,13 +283,13 @@ def _epochs_of(val: RunRecord) -> np.ndarray:
     return val.kept if whole else np.arange(val.epochs)
 
 
-def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int]:
+def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int, range]:
     """Which samples mixtures of equally many networks get right.
 
     Returns:
         Of the networks around each earlier epoch; after them, where there are four epochs or
-        more, of half of those and half of the last ones; of the last ones; how many they are.
-        Probabilities are summed, and votes where
+        more, of half of those and half of the last ones; of the last ones; how many they are;
+        where those around each earlier epoch begin. Probabilities are summed, and votes where
         there are none (of equally many, those of later epochs decide). The sums are exact, so
         that their order does not matter: float16 has steps of 2^-24.
     """
@@ -297,7 +297,8 @@ def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int]:
     rows = len(epochs)
     half = max(1, min(_LATE, rows // 10))
     networks = 2 * half if rows >= 4 else 1
-    past = np.zeros((rows - 2 * networks + 1, len(val.labels)), bool)
+    starts = range(0, rows - 2 * networks + 1, half)
+    past = np.zeros((len(starts), len(val.labels)), bool)
     mixed, late = past[: len(past) * (networks > 1)].copy(), past[0].copy()
     step = max(1, _BLOCK // (rows * val.classes))
     for block in np.split(np.arange(len(val.labels)), range(step, len(val.labels), step)):
@@ -310,13 +311,13 @@ def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int]:
         np.cumsum(total, axis=0, out=total)
 
         late[block] = _right_sums(total, labels, (rows - networks, rows))
-        for start in range(len(past)):
-            past[start, block] = _right_sums(total, labels, (start, start + networks))
+        for row, start in enumerate(starts):
+            past[row, block] = _right_sums(total, labels, (start, start + networks))
             if networks > 1:
                 middle = start + half - half // 2
                 spans = (middle, middle + half), (rows - half, rows)
-                mixed[start, block] = _right_sums(total, labels, *spans)
-    return np.concatenate([past, mixed]), late, networks
+                mixed[row, block] = _right_sums(total, labels, *spans)
+    return np.concatenate([past, mixed]), late, networks, starts
 
 
 def _right_sums(total: np.ndarray, labels: np.ndarray, *spans: tuple[int, int]) -> Mask:
@@ -336,6 +337,11 @@ def _cross_fit(candidates: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
 
 def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], Gain | None]:
     """The options, the cheapest first, and the gain of Knowledge Fusion over the others."""
+    if val.probs is not None:  # of each fold few epochs are read, which is faster than a copy
+        probs = val.probs
+        if not isinstance(probs, Columns):
+            probs = Columns(probs, np.arange(len(val.labels)))
+        val = dataclasses.replace(val, probs=probs)
     chosen = _choose(val)
     right = {name: np.zeros(len(val.labels), bool) for name in chosen}
     for fold in range(FOLDS):
