@@ -45,8 +45,8 @@ def test_it_ends_with_everything_it_promises(followed):
 
 def test_what_it_prints_is_what_it_says(followed):
     _, printed = followed
-    assert "Local overfitting: yes" in told(printed, "fmn diagnose")
-    for part in ("fmn fuse tracked", "averaged.safetensors", "distilled"):
+    assert "overfitting: " in told(printed, "fmn diagnose")
+    for part in ("fmn fuse tracked\n", "averaged.safetensors", "distilled"):
         gain = re.search(
             r"gain, fused +([+-][\d.]+) points \(([+-][\d.]+) to", told(printed, part)
         )
