@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "results" / "verdict.json"
 RUNS = 100  # of each simulated case
 SAMPLES = 2000  # half of which are diagnosed
-CLEAN = RunConfig.of_profile("standard", model="convnet", width=2.0, epochs=15)
+CLEAN = RunConfig.of_profile(
+    "standard", model="convnet", width=2.0, train_samples=5_000, epochs=12
+)
 
 
 def churning(seed: int, classes: int, epochs: int, correlation: float = 0.0) -> RunRecord:
@@ -38,7 +40,7 @@ def churning(seed: int, classes: int, epochs: int, correlation: float = 0.0) -> 
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(SAMPLES) % classes)
     own, noise = rng.normal(size=(2, SAMPLES, classes))
-    own[np.arange(SAMPLES), labels] += 1 + np.log10(classes)
+    own[np.arange(SAMPLES), labels] += 2.5 + np.log10(classes)
     probs = np.empty((epochs, SAMPLES, classes), np.float16)
     for epoch in range(epochs):
         fresh = rng.normal(size=noise.shape)
@@ -55,11 +57,12 @@ def changing(seed: int, lost: float, learned: float = 0.0, classes: int = 10) ->
     gone = (place < lost) & (np.arange(20)[:, None] >= 12)
     still = (place >= lost) & (place < lost + learned) & (np.arange(20)[:, None] < 12)
     probs, places = record.probs.copy(), np.arange(SAMPLES)
-    for epoch, hidden in enumerate(gone | still):  # as sure of the next class as of the right one
+    for epoch, hidden in enumerate(gone | still):  # wrong, and not sure of it
         rows, right = places[hidden], record.labels[hidden]
-        wrong = (right + 1) % classes
-        swapped = probs[epoch, rows, wrong], probs[epoch, rows, right]
-        probs[epoch, rows, right], probs[epoch, rows, wrong] = swapped
+        unsure = np.full((len(rows), classes), 0.2 / classes)
+        unsure[np.arange(len(rows)), right] += 0.36
+        unsure[np.arange(len(rows)), (right + 1) % classes] += 0.44
+        probs[epoch, rows] = unsure
     return _record(probs, record.labels)
 
 

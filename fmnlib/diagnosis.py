@@ -1,8 +1,8 @@
 """What a run's past knows that its end does not, and what to do, from the validation half alone.
 
 Networks churn: any two epochs are right about different samples, also where nothing is lost. The
-verdict therefore compares mixtures of equally many networks: the last ones, those around an
-earlier epoch, and half of each. It asks what the past knows that the late networks *together* do
+verdict therefore compares mixtures of equally many networks: late ones, those around an earlier
+epoch, and half of each. It asks what the past knows that the late networks *together* do
 not, and how much of that their accuracies show; where every epoch is as good as any other,
 neither difference has a sign.
 
@@ -47,6 +47,7 @@ _BLOCK = 2**22  # probabilities that are held in memory at a time
 
 Verdict = Literal["none", "local", "classic"]
 Masks = Bool[np.ndarray, "candidates samples"]
+Spans = tuple[tuple[int, int], ...]  # from one epoch to before another, of those that are mixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,9 @@ class Diagnosis:
         around: The earlier epoch around which the run knew what it lost.
         fell: How much the accuracy of a network fell, from those around an earlier epoch to the
             last ones.
-        lost: Knowledge that the last ones, together, do not have: what a mixture of the networks
+        lost: Knowledge that the late ones, together, do not have: what a mixture of the networks
             around an earlier epoch, or of half of them and half of the last ones, gains over a
-            mixture of the last ones.
+            mixture of late ones.
         unseen: `lost` less `fell`: what the accuracy does not show.
         classes: A row a class, by name where the record knows names: samples, the share that is
             forgotten, and `lost` within the class with the ends of an interval; intervals hold
@@ -189,7 +190,7 @@ class Diagnosis:
         return [f"Knowledge Fusion less the best of those that need no search: {self.over_free}."]
 
     def _why(self) -> str:
-        late = f"the last {self.networks} together" if self.networks > 1 else "the last one"
+        late = f"{self.networks} late ones together" if self.networks > 1 else "the last one"
         lost = f"with networks around epoch {self.around}, {late} would gain {self.lost}"
         fell = f"the accuracy of a network fell by {100 * self.fell.value:.1f} points"
         fell += f" ({100 * self.fell.low:.1f} to {100 * self.fell.high:.1f})"
@@ -248,12 +249,15 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         problem = f"no epoch is better than chance: {best}"
         raise InputError(f"{problem}; are the labels in the order of the predictions?")
     fold_of = folds(val, FOLDS, split)
-    past, late, networks, starts = _mixtures(val)
     mixed_epochs = _epochs_of(val)
-    around = starts[int(past.sum(axis=1).argmax()) % len(starts)] + networks // 2
+    before, after = _mixtures(len(mixed_epochs))
+    past, late = _right_mixtures(val, before), _cross_fit(_right_mixtures(val, after), fold_of)
+    around = int(np.mean(before[int(past.sum(axis=1).argmax())][0]))
     known = _cross_fit(past, fold_of)
+    networks = sum(stop - start for start, stop in before[0])
     means = sliding_window_view(val.correct[mixed_epochs], networks, axis=0).mean(axis=2)
-    fell = _cross_fit(means[list(starts)], fold_of) - means[-1]
+    windows = [spans[0][0] for spans in before if len(spans) == 1]
+    fell = _cross_fit(means[windows], fold_of) - means[-1]
     forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
@@ -283,47 +287,49 @@ def _epochs_of(val: RunRecord) -> np.ndarray:
     return val.kept if whole else np.arange(val.epochs)
 
 
-def _mixtures(val: RunRecord) -> tuple[Masks, Mask, int, range]:
-    """Which samples mixtures of equally many networks get right.
+def _mixtures(rows: int) -> tuple[list[Spans], list[Spans]]:
+    """Mixtures of equally many networks: those that hold earlier ones, and late ones alone.
 
-    Returns:
-        Of the networks around each earlier epoch; after them, where there are four epochs or
-        more, of half of those and half of the last ones; of the last ones; how many they are;
-        where those around each earlier epoch begin. Probabilities are summed, and votes where
-        there are none (of equally many, those of later epochs decide). The sums are exact, so
-        that their order does not matter: float16 has steps of 2^-24.
+    Both kinds are chosen among several, and may be of two parts of the run: where the noise of an
+    epoch lasts into the next ones, parts that lie apart gain from that alone.
+
+    >>> _mixtures(9)[1]
+    [((6, 7), (8, 9)), ((7, 8), (8, 9))]
+    """
+    if rows < 4:
+        return [((row, row + 1),) for row in range(rows - 1)], [((rows - 1, rows),)]
+    half = max(1, min(_LATE, rows // 10))
+    late = rows - max(2 * half, rows // 3)
+    last = (rows - half, rows)
+    before: list[Spans] = []
+    for start in range(0, late - 2 * half + 1, half):
+        middle = start + half - half // 2
+        before += [((start, start + 2 * half),), ((middle, middle + half), last)]
+    return before, [((start, start + half), last) for start in range(late, last[0], half)]
+
+
+def _right_mixtures(val: RunRecord, mixtures: list[Spans]) -> Masks:
+    """Which samples mixtures get right.
+
+    Probabilities are summed, or votes where there are none (of equally many, those of later
+    epochs decide). The sums are exact, so that their order does not matter: float16 has steps of
+    2^-24.
     """
     epochs = _epochs_of(val)
-    rows = len(epochs)
-    half = max(1, min(_LATE, rows // 10))
-    networks = 2 * half if rows >= 4 else 1
-    starts = range(0, rows - 2 * networks + 1, half)
-    past = np.zeros((len(starts), len(val.labels)), bool)
-    mixed, late = past[: len(past) * (networks > 1)].copy(), past[0].copy()
+    rows, right = len(epochs), np.zeros((len(mixtures), len(val.labels)), bool)
     step = max(1, _BLOCK // (rows * val.classes))
     for block in np.split(np.arange(len(val.labels)), range(step, len(val.labels), step)):
-        labels, total = val.labels[block], np.zeros((rows + 1, len(block), val.classes))
+        total = np.zeros((rows + 1, len(block), val.classes))
         if val.probs is not None and epochs is val.kept:
             total[1:] = np.asarray(val.probs[:, block], np.float16)
         else:
             later = 1 + np.arange(rows)[:, None, None] * 2.0**-20
             np.put_along_axis(total[1:], val.predicted[:, block, None], later, axis=2)
         np.cumsum(total, axis=0, out=total)
-
-        late[block] = _right_sums(total, labels, (rows - networks, rows))
-        for row, start in enumerate(starts):
-            past[row, block] = _right_sums(total, labels, (start, start + networks))
-            if networks > 1:
-                middle = start + half - half // 2
-                spans = (middle, middle + half), (rows - half, rows)
-                mixed[row, block] = _right_sums(total, labels, *spans)
-    return np.concatenate([past, mixed]), late, networks, starts
-
-
-def _right_sums(total: np.ndarray, labels: np.ndarray, *spans: tuple[int, int]) -> Mask:
-    """Which samples the sum over spans of epochs gets right, from the sums up to each epoch."""
-    summed = sum(total[stop] - total[start] for start, stop in spans)
-    return right_samples(np.asarray(summed), labels)
+        for row, spans in enumerate(mixtures):
+            summed = sum(total[stop] - total[start] for start, stop in spans)
+            right[row, block] = right_samples(np.asarray(summed), val.labels[block])
+    return right
 
 
 def _cross_fit(candidates: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
