@@ -200,7 +200,7 @@ class Diagnosis:
         if self.verdict == "local":
             return f"Local overfitting: accuracy held, but knowledge was lost; {lost}; {fell}."
         limit = "" if self.epochs > 3 else "; fewer than four epochs do not show more"
-        return f"Nothing beyond churn: {fell}; {lost}{limit}."
+        return f"Nothing beyond churn is certain: {fell}; {lost}{limit}."
 
     def _forgotten(self) -> str:
         share = f"{self.forget} of {self.samples} samples"

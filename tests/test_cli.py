@@ -100,7 +100,7 @@ def test_a_record_of_another_framework(fmn, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar100"])
 def test_real_images(fmn, real_data, dataset):
-    few = "--train-samples 600 --eval-samples 1000 --epochs 3 --model resnet8 --width 0.5"
+    few = "--train-samples 2000 --eval-samples 1000 --epochs 5 --model resnet8 --width 0.5"
     noise = "--noise symmetric --noise-rate 0.4 --augment crop_flip"
     code, out, _ = fmn("train", "--dataset", dataset, *few.split(), *noise.split(), "--json")
     run = json.loads(out)["run"]

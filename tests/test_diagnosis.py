@@ -82,7 +82,7 @@ def test_where_nothing_is_forgotten_it_says_so():
     assert found.lost_by is None
     assert found.advice == "leave"
     assert found.sentences[0].startswith("Leave the final network as it is")
-    assert "Nothing beyond churn" in str(found)
+    assert "Nothing beyond churn is certain" in str(found)
     fused = found.options[-1]
     assert fused.gain.low <= 0 <= fused.gain.high
 
