@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from claims import DATA
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from fmnlib.stats import OUTCOMES, outcome, points
-from claims import DATA
 from results import paired, read
 
 HEADS = ("item", "what it shows", "page", "ours", "theirs", "status")
