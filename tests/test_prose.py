@@ -26,7 +26,11 @@ COMPARES = re.compile(
     r"(above|below) (the|that|those|it|KF|Knowledge|early)|several times|twice as|nearly all|"
     r"nearly nothing|next to nothing|the fusion nothing|gains? nothing|most of (it|its|the gain)|"
     r"comes? close|tenths of|half of (it|its)|at every noise|on every seed|in every run|"
-    r"took .* alone|less than|lies? on the side|"
+    r"took .* alone|less than|"
+    r"(takes?|took|carry|carries|carried) ((about|only|almost|at least|at most) )?"
+    r"(most|much|more|less|fewer|half|little|no|none|nothing|all|hardly|nearly|\d[\d.]*|"
+    r"two|three|four|five|six|seven|eight|nine|ten)|"
+    r"lies? on the side|"
     r"(one|two|three|four|five|ten|\d[\d.]*) (percent(age)? )?points?)\b",
     re.IGNORECASE,
 )
@@ -49,6 +53,9 @@ With ten samples Knowledge Fusion loses one or two points, less than early stopp
 Greedy selection and the search over all epochs are better than Knowledge Fusion.
 Knowledge Fusion keeps about nine tenths of its gain at every noise.
 Early stopping comes close here too.
+The final network carries most of the weight in the fusion.
+On clean labels Knowledge Fusion took two networks.
+The final network carries only 3% of the weight of the fusion.
 """
 
 
@@ -92,5 +99,6 @@ def test_a_typed_comparison_is_found(sentence):
 def test_a_quotation_a_question_and_a_role_may_stay():
     assert typed("The papers find that KF is better than SWA by three points.") == []
     assert typed("Is KF better than early stopping?") == []
+    assert typed("Early stopping, window, averages as many networks as KF took.") == []
     assert typed("KF {versus}`cifar100.augmented_sym40.kf.window` it, above all.") == []
     assert typed("The retained part is below accuracy by F_e points. <!-- by definition -->") == []

@@ -3,7 +3,8 @@
 Its rows are results/published/claims.csv. A claim is a difference of numbers in summary.json, such
 as `label_noise.*.kf - label_noise.*.single`; the star stands for every condition that has them,
 and `;` separates other places that test the same. None of the numbers is typed. There is a row
-for each claim, data set and regime.
+for each claim, data set and regime. Fashion-MNIST has no notebook: its numbers are those of the
+grid in results/cpu.
 """
 
 from pathlib import Path
@@ -14,12 +15,14 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from fmnlib.stats import MARGIN, OUTCOMES, outcome, points, readable
+from fmnlib.record import Result
+from fmnlib.stats import MARGIN, OUTCOMES, outcome, points, readable, summarize
 from results import paired, read
 
 HEADS = ("claim", "data, regime", "outcome", "difference, in points", "page")
 DATA = {"cifar100": "CIFAR-100", "local_overfitting": "points in the plane"}
-REGIMES = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8"}
+DATA |= {"fashion_mnist": "Fashion-MNIST"}
+REGIMES = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8, own recipe"}
 Found = tuple[str, float, float, float]
 
 
@@ -44,7 +47,8 @@ class Claims(SphinxDirective):
 
     def rows(self, claim: dict[str, str]) -> list[tuple[str, ...]]:
         """One row a data set and regime."""
-        summary = read(self.env, "summary.json")
+        cells = read(self.env, "cpu/results.json")["cells"]
+        summary = with_grid(read(self.env, "summary.json"), cells)
         groups: dict[tuple[str, str], list[Found]] = {}
         for item, setting, terms, signs in expand(claim, summary):
             regime = setting.partition("_")[0]
@@ -60,8 +64,10 @@ class Claims(SphinxDirective):
                 f"{noise}: {points(*ends)}".replace(", ", ",\u00a0").replace(" [", "\u00a0[")
                 for noise, *ends in found
             ]
-            page = self.page(item)
-            link = f"[{page[:2]}](/notebooks/{page}.ipynb)"
+            link = "[larger runs](/book/larger.md)"
+            if item != "fashion_mnist":
+                page = self.page(item)
+                link = f"[{page[:2]}](/notebooks/{page}.ipynb)"
             words = in_words(found, claim["expects"])
             name = f"{claim['claim']} ({claim['paper']})"
             rows.append((name, where, words, "; ".join(shown), link))
@@ -70,6 +76,13 @@ class Claims(SphinxDirective):
     def page(self, item: str) -> str:
         [page] = Path(self.env.srcdir, "notebooks").glob(f"[0-9]*_{item}.ipynb")
         return page.stem
+
+
+def with_grid(summary: dict[str, Any], cells: dict[str, Any]) -> dict[str, Any]:
+    """The summary, and beside it what the grid's cells have measured on Fashion-MNIST."""
+    measured = [cell for name, cell in cells.items() if name.startswith("fashion_mnist")]
+    rows = [Result(**row) for cell in measured for row in cell["results"]]
+    return summary | {"fashion_mnist": summarize(rows)}
 
 
 def expand(

@@ -1,13 +1,14 @@
 """{dashboard}: every item of both papers, the notebook that recomputes it, and how it compares.
 
 Its rows are results/published/items.csv; a gain is read from summary.json (ours) and from the
-tables of published numbers (theirs), none is typed.
+tables of published numbers (theirs), none is typed. `;` separates gains of ours on other data.
 """
 
 import math
 from pathlib import Path
 from typing import Any
 
+from claims import DATA
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
@@ -36,7 +37,9 @@ class Dashboard(SphinxDirective):
         return [box]
 
     def row(self, item: dict[str, str]) -> tuple[str, ...]:
-        ours, theirs = self.ours(item["ours"]), self.theirs(item["theirs"])
+        keys = [key.strip() for key in item["ours"].split(";") if key.strip()]
+        ours = [(DATA.get(key.partition(".")[0], "digits"), self.ours(key)) for key in keys]
+        theirs = self.theirs(item["theirs"])
         page = Path(self.env.srcdir, "notebooks", f"{item['notebook']}.ipynb")
         link, status = "", "not measured"
         if item["notebook"] and page.exists():
@@ -45,17 +48,16 @@ class Dashboard(SphinxDirective):
             colab += f"/notebooks/{page.name}"
             link = f"[{page.stem[:2]}](/notebooks/{page.name}) ([Colab]({colab}))"
             status = "quick profile"
-        if ours is not None and theirs is not None:
-            found = outcome(*ours[1:])
-            agree = "same direction" if ours[0] * theirs > 0 else "**other direction**"
-            status += f", {agree if found in ('found', 'opposite') else OUTCOMES[found]}"
-        shown = ["" if ours is None else points(*ours).replace(", ", ",\u00a0")]
+        for data, ends in ours if theirs is not None else []:
+            found = outcome(*ends[1:])
+            agree = "same direction" if ends[0] * theirs > 0 else "**other direction**"
+            status += f"; {data}: {agree if found in ('found', 'opposite') else OUTCOMES[found]}"
+        gains = [f"{data}: {points(*ends)}".replace(", ", ",\u00a0") for data, ends in ours]
+        shown = ["; ".join(gains)]
         shown += ["" if theirs is None else points(theirs, math.nan, math.nan)]
         return f"{item['paper']}, {item['item']}", item["shows"], link, *shown, status
 
-    def ours(self, key: str) -> tuple[float, float, float] | None:
-        if not key:
-            return None
+    def ours(self, key: str) -> tuple[float, float, float]:
         item, setting, method, baseline = key.split(".")
         methods = read(self.env, "summary.json")[item][setting]
         return paired([methods[method], methods[baseline]], [1, -1])
