@@ -113,15 +113,14 @@ def real() -> Iterator[tuple[str, str, Iterable[RunRecord]]]:
     common = {"seed", "noise_seed", "noise", "noise_rate", "augment", "epochs", "keep_every"}
     common |= {"dataset", "model", "width", "train_samples", "eval_samples", "precision"}
     names = {"cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST", "digits": "digits"}
-    for file in sorted((ROOT / "results").glob("*/*/*.npz")) + sorted(
-        (ROOT / "results").glob("reference/*.npz")
-    ):
-        if file.parent.name not in ("records", "reference"):
-            continue
+    results = ROOT / "results"
+    for file in [*sorted(results.glob("*/records/*.npz")), *sorted(results.glob("reference/*"))]:
         record = RunRecord.load(file)
         config = record.config
-        if config is None or config.student or config.changes().keys() - common:
+        if config is None or config.student:
             continue
+        if config.dataset == "digits" and config.changes().keys() - common:
+            continue  # an ablation
         if config.seed >= 1000 or (config.dataset == "digits" and len(record.kept) < 20):
             continue
         what = f"{names[config.dataset]}, {config.model}, {readable(config.condition)}"

@@ -17,6 +17,7 @@ from fmnlib.tracker import Tracker
 TABLE = """
 import numpy as np, torch
 from sklearn.datasets import load_breast_cancer
+from torch import nn
 
 inputs, labels = load_breast_cancer(return_X_y=True)
 inputs = torch.tensor((inputs - inputs.mean(0)) / inputs.std(0), dtype=torch.float32)
