@@ -117,7 +117,7 @@ def real() -> Iterator[tuple[str, str, Iterable[RunRecord]]]:
     for file in [*sorted(results.glob("*/records/*.npz")), *sorted(results.glob("reference/*"))]:
         record = RunRecord.load(file)
         config = record.config
-        if config is None or config.student:
+        if config is None or config.student or config.dataset not in names:
             continue
         if config.dataset == "digits" and config.changes().keys() - common:
             continue  # an ablation
@@ -149,7 +149,7 @@ def main() -> None:
         row = {"case": name, "truth": truth, "runs": counts.total()}
         rows.append(row | {v: counts[v] for v in ("none", "local", "classic", "refused")})
         print(rows[-1], flush=True)
-    write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+        write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

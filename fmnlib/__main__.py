@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import App, CycloptsError, Parameter
@@ -18,7 +18,15 @@ from cyclopts import App, CycloptsError, Parameter
 from fmnlib import __version__, scores
 from fmnlib.config import CheckpointFiles, InputError, Paused, RunConfig, StudentConfig
 from fmnlib.files import write_whole
-from fmnlib.fusion import Fusion, accuracy, knowledge_fusion, single
+from fmnlib.fusion import (
+    BEST,
+    Fusion,
+    accuracy,
+    best_epochs,
+    early_stopping_window,
+    knowledge_fusion,
+    single,
+)
 from fmnlib.record import RunRecord
 from fmnlib.stats import Interval, gain_rows, gains, picks
 from fmnlib.tracker import is_tracked, load_tracked
@@ -111,6 +119,7 @@ def fuse(
     *,
     files: Annotated[CheckpointFiles, Parameter(name="*")] = _NO_FILES,
     split: int = 0,
+    mix: Literal["kf", "best", "window"] = "kf",
     window: int | None = None,
     max_picks: int | None = None,
     grid: bool = False,
@@ -128,6 +137,8 @@ def fuse(
             file.
         files: Checkpoints from elsewhere, in place of a run, and what they are run on.
         split: Seed that draws the halves.
+        mix: What is mixed: the epochs of Knowledge Fusion, the five with the best accuracy, or as
+            many as Knowledge Fusion has around early stopping's.
         window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
             if not given. With few checkpoints 0 may be better.
         max_picks: Stop after so many picks; 1 is the papers' "(i)".
@@ -143,7 +154,10 @@ def fuse(
     shares = np.arange(0, 1.005, 0.01) if grid else None
 
     def search(val: RunRecord) -> Fusion:
-        return knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
+        if mix == "best":
+            return best_epochs(val, min(BEST, len(val.kept)))
+        fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
+        return fusion if mix == "kf" else early_stopping_window(val, fusion.networks)
 
     if files.model or files.checkpoints:
         from fmnlib.external import fuse_files

@@ -170,6 +170,17 @@ def test_a_tracked_folder_goes_straight_to_one_network(fmn, tracked, network):
         torch.testing.assert_close(first, again)
 
 
+def test_what_the_advice_names_can_be_mixed(fmn, tracked):
+    for mix, networks in (("best", 5), ("window", None), ("kf", None)):
+        told = json.loads(fmn("fuse", "tracked", "--mix", mix, "--json")[1])
+        assert told["networks"] == (networks or told["networks"])
+        same = {"best": "best", "window": "window", "kf": "fused"}[mix]
+        assert told["test accuracy, fused"] == told[f"test accuracy, {same}"]
+    words = ["--model", "table.py:build", "--train", "table.py:train", "--data", "table.py:val"]
+    told = json.loads(fmn("fuse", "tracked", "--mix", "best", *words, "--json")[1])
+    assert told["test accuracy, averaged"] == told["test accuracy, averaged, 5 best"]
+
+
 def test_missing_checkpoints_are_named_before_any_work(fmn, tracked):
     for file in (tracked / "checkpoints").iterdir():
         file.unlink()

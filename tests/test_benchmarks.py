@@ -171,7 +171,7 @@ def test_the_diagnosis_raises_few_alarms_where_nothing_is_lost_and_finds_what_is
     """The committed table; of 100 runs, up to 9 alarms with a chance of 97% at one in twenty."""
     rows = json.loads((ROOT / "results" / "verdict.json").read_text())
     calm = [case for case in rows if case["truth"] == "none"]
-    assert len(calm) >= 7
+    assert len(calm) >= 6
     for one in calm:
         assert one["local"] + one["classic"] <= 0.05 * one["runs"] + 4, one["case"]
     for case in rows:
