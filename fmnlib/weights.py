@@ -53,13 +53,15 @@ def find_checkpoints(pattern: str) -> list[Path]:
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"
         raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    names = checkpoint_names(paths)
+    names = [name.rpartition("/")[2] for name in checkpoint_names(paths)]
+    if len(set(names)) < len(names):  # told apart by folders further up
+        names = [path.parent.name for path in paths]
     numbered = [bool(re.search(r"\d", name)) for name in names]
     copies = [
         name
         for name, has_number in zip(names, numbered, strict=True)
         if re.search(r"(?<![a-z])(best|last|latest)(?![a-z])", name.lower())
-        or (sum(numbered) > 1 and not has_number)
+        or (any(numbered) and not has_number)
     ]
     if copies:
         problem = f"{', '.join(copies[:3])} may be a copy of another checkpoint"

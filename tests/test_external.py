@@ -391,6 +391,7 @@ def test_a_file_without_a_moving_average_says_what_it_has(tmp_path):
         (["epoch=1-step=20.ckpt", "epoch=2-step=40.ckpt", "last.ckpt"], "last.ckpt"),
         (["model_0.pth", "model_1.pth", "checkpoint.pth"], "checkpoint.pth"),
         (["e1.pt", "e2.pt", "best_e1.pt"], "best_e1.pt"),
+        (["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint.pth"], "checkpoint.pth"),
     ],
 )
 def test_a_copy_of_a_checkpoint_is_not_taken_for_the_final_network(tmp_path, names, copy):
@@ -402,6 +403,15 @@ def test_a_copy_of_a_checkpoint_is_not_taken_for_the_final_network(tmp_path, nam
         find_checkpoints(f"{tmp_path}/*")
     (tmp_path / copy).unlink()
     assert [path.name for path in find_checkpoints(f"{tmp_path}/*")] == names[:2]
+
+
+def test_a_folder_further_up_that_is_called_last_is_no_copy(tmp_path):
+    for part in ("a", "b"):
+        for step in (1, 2):
+            file = tmp_path / "last" / part / f"checkpoint-{step}" / "model.bin"
+            file.parent.mkdir(parents=True)
+            file.touch()
+    assert len(find_checkpoints(f"{tmp_path}/last/*/checkpoint-*/model.bin")) == 4
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "text.pt", "list.pt", "empty.pt"])
