@@ -145,8 +145,11 @@ class RunRecord:
             if np.shape(self.probs) != expected or kind.kind != "f":
                 problem = f"probs are {kind} of shape {np.shape(self.probs)}"
                 raise InputError(f"{problem}; give floats of shape {expected}")
-            if isinstance(self.probs, Columns):  # of a record that was checked
-                return
+            if self.index is None:  # else a part of a record that was checked
+                self._check_some()
+
+    def _check_some(self) -> None:
+        if self.probs is not None:
             every = 1 + self.probs.size // _CHECKED
             _check_probs(self.probs[:, ::every], self.predicted[self.kept, ::every], self.kept)
 
@@ -318,7 +321,10 @@ class RunRecord:
             if arrays["predicted"].dtype.kind == "u":  # as `save` makes it, as small as can be
                 arrays["predicted"] = arrays["predicted"].astype(np.int32)
             fields = {name: about[name] for name in ("classes", "provenance", "half")}
-            return cls(**arrays, **fields, curves=curves, config=config, probs=probs)
+            record = cls(**arrays, **fields, curves=curves, config=config, probs=probs)
+            if record.index is not None:
+                record._check_some()
+            return record
         except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
             reason = str(error).partition("\n")[0] or type(error).__name__
             problem = f"{file} is damaged or is no record ({reason})"

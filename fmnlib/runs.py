@@ -111,13 +111,15 @@ def obtain(
         Paused: If runs are left to make for the deadline.
     """
     every = [job if isinstance(job, Job) else Job(job) for job in jobs]
-    missing = {job.config.id: job for job in every if _committed(job.config, fresh) is None}
-    todo = [job for job in missing.values() if not complete(job.config)]
+    jobs_by_id = {job.config.id: job for job in every}
+    known = {name: _committed(job.config, fresh) for name, job in jobs_by_id.items()}
+    missing = [job for name, job in jobs_by_id.items() if known[name] is None]
+    todo = [job for job in missing if not complete(job.config)]
     teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
         make_all(functools.partial(_left, stage), device, workers, progress, deadline)
-    return [_committed(job.config, fresh) or RunRecord.load(folder(job.config)) for job in every]
+    return [known[job.config.id] or RunRecord.load(folder(job.config)) for job in every]
 
 
 def listing() -> list[dict[str, str | int | float]]:
