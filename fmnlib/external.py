@@ -1,6 +1,7 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ def fuse_files(
         paths = [own / f"epoch_{epoch:04d}.safetensors" for epoch in range(record.epochs)]
     search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
     data, train = (
-        None if source is None else open_labelled(source, preprocessing, device)
+        None if source is None else open_labelled(source, preprocessing)
         for source in (files.data, files.train)
     )
     _check_data(data, train, record)
@@ -136,7 +137,7 @@ def fuse_files(
     return report | {"written": f"{files.output}, {mixture_file}"}
 
 
-def open_labelled(source: Path, preprocessing: Preprocessing, device: torch.device) -> Labelled:
+def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
     """A folder of images, or the batches that a function FILE.py:FUNCTION returns.
 
     Raises:
@@ -148,8 +149,7 @@ def open_labelled(source: Path, preprocessing: Preprocessing, device: torch.devi
             kind = type(batches).__name__
             raise InputError(f"{source} returned a {kind}; return a DataLoader or a list")
         return Labelled(lambda: batches, labels_of(batches), [])
-    images = open_folder(source, preprocessing)
-    return Labelled(lambda: _normalized(images, device), images.labels, images.classes, images)
+    return _of_images(open_folder(source, preprocessing))
 
 
 def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
@@ -326,12 +326,18 @@ def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataS
     )
 
 
-def _normalized(images: ImageFiles, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """A pass over images in order, as the network takes them."""
-    order = torch.arange(len(images)).split(100)
-    for index, batch in zip(order, images.read(order), strict=True):
-        labels = torch.from_numpy(images.labels[index.numpy()])
-        yield images.preprocessing.normalize(batch.to(device)), labels
+def _of_images(images: ImageFiles) -> Labelled:
+    """Images as the network takes them, in order; decoded once where they fit in memory."""
+    loaded = functools.cache(images.load)
+
+    def read() -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.arange(len(images)).split(100)
+        batches = loaded().split(100) if images.fits() else images.read(order)
+        for index, batch in zip(order, batches, strict=True):
+            labels = torch.from_numpy(images.labels[index.numpy()])
+            yield images.preprocessing.normalize(batch), labels
+
+    return Labelled(read, images.labels, images.classes, images)
 
 
 def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
@@ -351,10 +357,7 @@ def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
 
 def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
     """Some of the images; None of the batches of a function, which are read whole."""
-    if data.images is None:
-        return None
-    images, device = data.images.take(index), torch.device("cpu")
-    return Labelled(lambda: _normalized(images, device), images.labels, images.classes, images)
+    return None if data.images is None else _of_images(data.images.take(index))
 
 
 def _right(

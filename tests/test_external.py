@@ -438,7 +438,7 @@ def test_a_file_that_holds_something_else_says_what(tmp_path):
 
 
 def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path):
-    val = open_labelled(elsewhere / "val", GREY, CPU)
+    val = open_labelled(elsewhere / "val", GREY)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.constant_(net[1].bias, np.nan)
     torch.save(net.state_dict(), tmp_path / "e7.pt")
