@@ -19,7 +19,6 @@ from fmnlib import __version__, scores
 from fmnlib.config import CheckpointFiles, InputError, Paused, RunConfig, StudentConfig
 from fmnlib.files import write_whole
 from fmnlib.fusion import (
-    BEST,
     Fusion,
     accuracy,
     best_epochs,
@@ -155,7 +154,7 @@ def fuse(
 
     def search(val: RunRecord) -> Fusion:
         if mix == "best":
-            return best_epochs(val, min(BEST, len(val.kept)))
+            return best_epochs(val)
         fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
         return fusion if mix == "kf" else early_stopping_window(val, fusion.networks)
 

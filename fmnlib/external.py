@@ -23,7 +23,7 @@ from fmnlib.config import CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import write_whole
-from fmnlib.fusion import BEST, Fusion, best_epochs
+from fmnlib.fusion import Fusion, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
 from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
@@ -123,7 +123,7 @@ def fuse_files(
             mixture |= {"classes": data.classes, "preprocessing": str(preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         networks: dict[str, nn.Module] = {files.network: written}
-        best = weighted(paths, best_epochs(val, min(BEST, record.epochs)))
+        best = weighted(paths, best_epochs(val))
         if data is not None and all(path.exists() for path, _ in best):
             networks[f"averaged, {len(best)} best"] = averaged(best)
         table = gains(val, test, fusion, _right(networks, data, test, device))
@@ -144,7 +144,7 @@ def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
         InputError: If it is neither, or the batches hold no labels or are read once.
     """
     if ".py:" in str(source):
-        batches = _call(str(source), "data")
+        batches = _function(str(source), "data")()
         if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
             kind = type(batches).__name__
             raise InputError(f"{source} returned a {kind}; return a DataLoader or a list")
@@ -163,10 +163,10 @@ def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
         return lambda: _from_timm(name.removeprefix("timm:"), classes, channels)
     if ".py" not in name:
         return lambda: models.build(name, classes=classes, channels=channels, side=side)
-    network = _call(name, "model")
-    if not isinstance(network, nn.Module):
+    make = _function(name, "model")
+    if not isinstance(network := make(), nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}; return the network")
-    return lambda: _call(name, "model")
+    return make
 
 
 def record_checkpoints(
@@ -390,8 +390,8 @@ def _predict(
     return logits.softmax(1).numpy()
 
 
-def _call(name: str, what: str) -> Any:
-    """What the function FILE.py:FUNCTION returns."""
+def _function(name: str, what: str) -> Callable[[], Any]:
+    """The function FILE.py:FUNCTION; the file is imported once."""
     file, _, function = name.rpartition(":")
     if name.endswith(".py"):
         raise InputError(f"{what} is {name!r}, which function of it? Give {name}:FUNCTION")
@@ -403,12 +403,16 @@ def _call(name: str, what: str) -> Any:
         raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
     if not callable(make):
         raise InputError(f"{file} has no function {function!r}; give FILE.py:FUNCTION")
-    try:
-        return make()
-    except Exception as error:  # whatever a function of the user's raises
-        returned = {"model": "the network"}.get(what, "batches of inputs and labels")
-        problem = f"{name} cannot be called ({error!r})"
-        raise InputError(f"{problem}; it must need no argument, and return {returned}") from error
+
+    def call() -> Any:
+        try:
+            return make()
+        except Exception as error:  # whatever a function of the user's raises
+            returned = {"model": "the network"}.get(what, "batches of inputs and labels")
+            problem = f"{name} cannot be called ({error!r}); it must need no argument"
+            raise InputError(f"{problem}, and return {returned}") from error
+
+    return call
 
 
 def _from_timm(name: str, classes: int, channels: int) -> nn.Module:

@@ -156,14 +156,17 @@ def early_stopping_window(val: RunRecord, networks: int) -> Fusion:
     return _uniform_over(val, range(first, first + networks))
 
 
-def best_epochs(val: RunRecord, networks: int) -> Fusion:
+def best_epochs(val: RunRecord, networks: int | None = None) -> Fusion:
     """The networks with the best validation accuracy, equally weighted; earlier ones at a tie.
+
+    How many, where not given: `BEST`, or all if fewer are kept.
 
     >>> probs = np.array([[[0.4, 0.6]], [[0.6, 0.4]], [[0.6, 0.4]]])
     >>> best_epochs(RunRecord.from_arrays(probs, [0]), 2).weights.tolist()
     [0.0, 0.5, 0.5]
     """
     refuse_test(val)
+    networks = min(BEST, len(val.kept)) if networks is None else networks
     _enough(val, networks)
     order = np.argsort(-val.accuracy[val.kept], kind="stable")
     return _uniform_over(val, order[:networks].tolist())

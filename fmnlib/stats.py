@@ -22,7 +22,6 @@ from scipy.stats import t as student_t
 
 from fmnlib.config import InputError
 from fmnlib.fusion import (
-    BEST,
     Fusion,
     best_epochs,
     early_stopping,
@@ -398,8 +397,8 @@ def gains(
     chosen = {
         "single": single(val),
         "early_stopping": early_stopping(val),
-        "window": early_stopping_window(val, min(fusion.networks, len(val.kept))),
-        "best": best_epochs(val, min(BEST, len(val.kept))),
+        "window": early_stopping_window(val, fusion.networks),
+        "best": best_epochs(val),
         "fused": fusion,
     }
     right = {name: right_samples(fuse(test, f), test.labels) for name, f in chosen.items()}

@@ -53,8 +53,8 @@ def find_checkpoints(pattern: str) -> list[Path]:
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"
         raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    names = [name.rpartition("/")[2] for name in checkpoint_names(paths)]
-    if len(set(names)) < len(names):  # told apart by folders further up
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
         names = [path.parent.name for path in paths]
     numbered = [bool(re.search(r"\d", name)) for name in names]
     copies = [

@@ -31,7 +31,6 @@ REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"augmented": {}, "memorising": {"augment": "none"}},
 }
 """What the two regimes change in each profile; memorising is classic overfitting."""
-BEST = 5  # networks of the mean of the best
 NEIGHBOURS = 15
 
 
@@ -134,18 +133,13 @@ def _fuse_run(val: RunRecord) -> dict[str, Fusion]:
         "single": single(val),
         "early_stopping": fusion.early_stopping(val),
         "window": fusion.early_stopping_window(val, kf.networks),
-        "best_probs": best(val),
+        "best_probs": fusion.best_epochs(val),
         "uniform": fusion.uniform(val),
         "horizontal": fusion.horizontal(val, kf.networks),
         "fixed_jumps": fusion.fixed_jumps(val, kf.networks),
         "kf_one": knowledge_fusion(val, max_picks=1),
         "kf": kf,
     }
-
-
-def best(val: RunRecord) -> Fusion:
-    """The mean of the best epochs: `BEST` of them, or all if fewer are kept."""
-    return fusion.best_epochs(val, min(BEST, len(val.kept)))
 
 
 def _score_neighbours(run: RunRecord, split: int, item: str) -> Result:

@@ -15,7 +15,7 @@ from fmnlib import runs
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import load
 from fmnlib.files import write_whole
-from fmnlib.fusion import knowledge_fusion
+from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
 from fmnlib.record import RunRecord
 from fmnlib.runs import Job
@@ -251,7 +251,7 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
         val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
         kf = knowledge_fusion(val)
         averaged = runs.averaged(config, "kf", kf)
-        best = runs.averaged(config, "best", compare.best(val))
+        best = runs.averaged(config, "best", best_epochs(val))
         distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
     yield "Distilled KF", distilled
     yield "Averaged KF", averaged
