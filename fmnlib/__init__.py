@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fmnlib.fusion import Fusion as Fusion
     from fmnlib.fusion import fuse as fuse
     from fmnlib.fusion import knowledge_fusion as knowledge_fusion
+    from fmnlib.labels import suspects as suspects
     from fmnlib.record import RunRecord as RunRecord
     from fmnlib.scores import forget_fraction as forget_fraction
     from fmnlib.scores import learn_fraction as learn_fraction
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "knowledge_fusion": "fusion",
     "fuse": "fusion",
     "diagnose": "diagnosis",
+    "suspects": "labels",
     "Tracker": "tracker",
     "train": "training",
     "distill": "distillation",

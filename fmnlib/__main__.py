@@ -225,6 +225,65 @@ def distill_run(
     _show({"student": config.id} | accuracies | {"split": split}, as_json)
 
 
+@app.command(name="labels")
+def rank_labels(
+    run: str,
+    *,
+    train: Path | None = None,
+    csv: Path = Path("labels.csv"),
+    html: Path | None = None,
+    split: int | None = None,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Rank the training labels of a run: which are probably wrong, and what they should be.
+
+    The mixture that `fmn fuse` wrote (or Knowledge Fusion from the best epoch, if none is there)
+    predicts the training samples once, without augmentation. A label is suspicious by the margin
+    by which another class is ahead of it; the share above 0 estimates the noise rate.
+
+    Args:
+        run: Folder of a run, the beginning of its name, or a Tracker's folder.
+        train: With a Tracker's folder, a second one, which noted the outputs for the training
+            samples after the same epochs.
+        csv: File for the ranking: index, file, given, suggested, score.
+        html: File for a page of the most suspicious images.
+        split: Seed that draws the halves; that of the fusion where not given.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        as_json: Print JSON.
+    """
+    from fmnlib import labels
+
+    for path in filter(None, (csv, html)):
+        if path.exists():
+            raise InputError(f"{path} exists; give another name, or move it away")
+    folder, record = _find_folder(run), _load(run)
+    if folder is None or (record.config is None) != (train is not None):
+        needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"
+        raise InputError(f"the training samples of {run} are not known; {needed}")
+    fusion, _ = _fusion_of(folder, record, split, start="best")
+    if train is not None:
+        samples = labels.of_tracked(train, fusion)
+    else:
+        samples = labels.of_run(folder, record, fusion, device)
+    if html is not None and samples.images is None:
+        raise InputError("html is for images, and these samples are none; leave it out")
+    table = labels.suspects(
+        samples.probs, samples.given, files=samples.files, classes=samples.classes
+    )
+    write_whole(csv, table.to_csv(index=False).encode())
+    if html is not None:
+        title = f"Labels of {Path(run).name} that look wrong"
+        write_whole(html, labels.page(samples, table, title=title).encode())
+    found = {} if samples.wrong is None else labels.detection(table, samples.wrong)
+    rows: dict[str, Any] = {"samples": len(table), "networks": fusion.networks}
+    rows["estimated noise rate"] = labels.noise_rate(table)
+    if found:
+        assert samples.wrong is not None
+        rows["true noise rate"] = float(samples.wrong.mean())
+    _show(rows | found | {"written": ", ".join(map(str, filter(None, (csv, html))))}, as_json)
+
+
 @app.command(name="runs")
 def list_runs(*, as_json: Json = False) -> None:
     """List the runs there are.
@@ -359,11 +418,13 @@ def _deadline(minutes: float) -> float:
     return time.monotonic() + 60 * minutes
 
 
-def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
-    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
+def _fusion_of(
+    folder: Path, record: RunRecord, split: int | None, start: str = "final"
+) -> tuple[Fusion, int]:
+    """The fusion that `fmn fuse` wrote, or Knowledge Fusion's, and the split it is of."""
     file = folder / "fusion.json"
     if not file.exists():
-        return knowledge_fusion(record.split(split or 0)[0]), split or 0
+        return knowledge_fusion(record.split(split or 0)[0], start=start), split or 0
     fusion = Fusion.load(file)
     if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
         problem = f"the fusion was chosen on split {fusion.split} and split is {split}"

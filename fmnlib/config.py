@@ -38,6 +38,8 @@ class StudentConfig:
     """Softens teacher and student in the soft-target loss, T."""
     soft_share: float = _range(0.9, 0, 1)
     """Weight of the soft-target loss; the loss of the labels has the rest."""
+    labels: Literal["given", "refined"] = "given"
+    """Labels of that loss: those of the data, or the teacher's class of the same view."""
     teacher_views: int = _range(0, 0)
     """Augmented views of an image that the teacher predicts in advance; 0 predicts each anew."""
     init: Literal["scratch", "teacher"] = "scratch"

@@ -64,6 +64,7 @@ class DataSet:
         std: Standard deviation likewise.
         view_pool: Crops and flips `[views, 3, samples]` that each image has to choose from, as
             `sample_crop_flip` draws them, where they are not drawn anew in each epoch.
+        files: Where the training images come from, if from files.
     """
 
     images: Tensor | ImageFiles
@@ -75,6 +76,7 @@ class DataSet:
     mean: Tensor
     std: Tensor
     view_pool: Tensor | None = None
+    files: ImageFiles | None = None
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +180,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         classes=classes,
         mean=tensor(mean),
         std=tensor(std),
+        files=images if isinstance(images, ImageFiles) else None,
     )
 
 

@@ -119,11 +119,14 @@ def soft_target_loss(
     With soft share a and temperature T,
     a T^2 CE(teacher^(1/T), softmax(z / T)) + (1 - a) CE(label, softmax(z)).
 
+    Of a student with refined labels the label is the teacher's class, which the noise of the
+    given ones does not reach.
+
     Args:
         logits: Of the student, z, `[batch, classes]`.
         teacher_probs: Of the same images, `[batch, classes]`.
         labels: `[batch]`.
-        student: Gives T and a.
+        student: Gives T, a and whose labels count.
 
     >>> student = StudentConfig(temperature=1.0, soft_share=0.5)
     >>> logits, probs = torch.zeros(1, 2), torch.tensor([[0.25, 0.75]])
@@ -131,6 +134,8 @@ def soft_target_loss(
     0.6931
     """
     temperature, share = student.temperature, student.soft_share
+    if student.labels == "refined":
+        labels = teacher_probs.argmax(1)
     soft = F.softmax(teacher_probs.clamp_min(1e-12).log() / temperature, dim=1)
     soft_loss = temperature**2 * F.cross_entropy(logits / temperature, soft, reduction="none")
     return share * soft_loss + (1 - share) * F.cross_entropy(logits, labels, reduction="none")

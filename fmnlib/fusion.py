@@ -183,6 +183,7 @@ def knowledge_fusion(
     window: int | None = None,
     max_picks: int | None = None,
     grid: Float[np.ndarray, " shares"] | None = None,
+    start: str = "final",
 ) -> Fusion:
     """Find what the final model forgot and mix it back in (Algorithm 1 of AAAI 2025).
 
@@ -197,6 +198,9 @@ def knowledge_fusion(
         max_picks: 1 is the papers' "(i)"; None goes on to the end, "(inf)".
         grid: Shares to try, such as the papers' `np.arange(0, 1.005, 0.01)`. Where not given,
             the share is exact: the middle of the widest interval of best accuracy.
+        start: "final" starts from the last network, as the papers do; "best" from early
+            stopping's, below whose validation accuracy the fusion then never falls (anchored
+            Knowledge Fusion).
 
     >>> probs = np.array([[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]])
     >>> found = knowledge_fusion(RunRecord.from_arrays(probs, [0, 0]), window=0)
@@ -216,7 +220,7 @@ def knowledge_fusion(
             return row, float(grid[int(np.argmax(accuracy))]), candidate
         return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
-    return _fuse_greedily(val, wide, max_picks, propose)
+    return _fuse_greedily(val, wide, max_picks, propose, start)
 
 
 def exhaustive_fusion(
@@ -410,12 +414,15 @@ def _fuse_greedily(
     window: int,
     max_picks: int | None,
     propose: Callable[[Probs, Right], tuple[int, float, Probs]],
+    start: str = "final",
 ) -> Fusion:
     refuse_test(val)
+    if start not in ("final", "best"):
+        raise InputError(f'start is {start!r}; choose "final" or "best" (early stopping\'s epoch)')
     probs = _kept_probs(val)
     if max_picks is not None and max_picks < 1:
         raise InputError(f"max_picks is {max_picks}; allow 1 or more, or none for no limit")
-    weights = single(val).weights
+    weights = (early_stopping(val) if start == "best" else single(val)).weights
     fused = fuse(val, Fusion(weights))
     right = right_samples(fused, val.labels)
     picks: list[tuple[int, float]] = []

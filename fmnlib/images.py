@@ -111,6 +111,11 @@ class ImageFiles:
         size = self.preprocessing.size
         return len(self.files), len(self.preprocessing.mean), size, size
 
+    @property
+    def names(self) -> list[str]:
+        """The files' paths below the root."""
+        return [os.fsdecode(name) for name in self.files.tolist()]
+
     def close(self) -> None:
         """End the worker processes; the next pass starts others."""
         _LOADERS.pop(self, None)

@@ -12,7 +12,7 @@ from fmnlib.diagnosis import Diagnosis
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
 
-_PAGE = """<!DOCTYPE html>
+PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -45,7 +45,7 @@ def page(record: RunRecord, diagnosis: Diagnosis, fusion: Fusion | None, *, titl
     parts += [_forgetting(record, diagnosis)]
     parts += [_weights(fusion)] if fusion is not None else []
     body = "\n".join([*parts, _options(diagnosis), _table(diagnosis)])
-    return _PAGE.format(title=html.escape(title), body=body)
+    return PAGE.format(title=html.escape(title), body=body)
 
 
 def _forgetting(record: RunRecord, diagnosis: Diagnosis) -> str:

@@ -1,6 +1,7 @@
 """What all tests share: real data sets where FMN_DATA has them, one thread a test process."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,21 @@ def real_data():
     if "FMN_DATA" not in os.environ or not (root / "cifar100").exists():
         pytest.skip("FMN_DATA names no folder with cifar100/ and fashionmnist/")
     return root
+
+
+@pytest.fixture
+def fmn(monkeypatch, capsys):
+    """Run the command in this process; give back exit code, standard output and error."""
+    from fmnlib.__main__ import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["fmn", *map(str, words)])
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run

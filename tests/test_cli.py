@@ -9,26 +9,8 @@ import numpy as np
 import pytest
 
 from fmnlib import RunRecord
-from fmnlib.__main__ import main
 
 QUICK = "--noise symmetric --noise-rate 0.4 --epochs 25 --train-samples 500".split()
-
-
-@pytest.fixture
-def fmn(monkeypatch, capsys):
-    """Run the command in this process; give back exit code, standard output and error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["fmn", *map(str, words)])
-        monkeypatch.setenv("TQDM_DISABLE", "1")
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def told(fmn, *words):

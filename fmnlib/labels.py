@@ -1,0 +1,188 @@
+"""Which training labels are wrong: those that the mixture of a run's checkpoints does not believe.
+
+A network learns most right labels before it memorises the wrong ones, and forgets what it knew of
+their images. The mixture of the epochs that remember, run once over the unaugmented training
+images, therefore contradicts wrong labels, though all of its networks were trained on them.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from fmnlib.config import InputError
+from fmnlib.fusion import Fusion, fuse
+from fmnlib.record import RunRecord, as_array, as_names
+from fmnlib.tracker import as_probs, load_tracked
+
+_SHOWN = 60  # images of the page
+_SIDE = 224  # pixels of the larger ones
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSamples:
+    """What a mixture predicts for the samples that its networks were trained on.
+
+    Attributes:
+        probs: Of the mixture, without augmentation, `[samples, classes]`.
+        given: The labels that were trained on, `[samples]`.
+        files: Names of the samples; none where they are no files.
+        classes: Names of the classes; empty where nothing gives them.
+        wrong: Which labels are wrong, where that is known, `[samples]`.
+        images: Reads the images of some samples, uint8 `[some, channels, height, width]`.
+    """
+
+    probs: Float[np.ndarray, "samples classes"]
+    given: Int[np.ndarray, " samples"]
+    files: Sequence[str] | None = None
+    classes: Sequence[str] = ()
+    wrong: Bool[np.ndarray, " samples"] | None = None
+    images: Any = None
+
+
+def suspects(
+    probs: Any, labels: Any, *, files: Sequence[str] | None = None, classes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Rank training labels, the least believable first.
+
+    The score is the margin by which the strongest other class is ahead of the given one,
+    max_{c != y} p_c - p_y (cleanlab's normalized margin is an affine function of it): above 0 the
+    mixture predicts another class. The share of such labels estimates the noise rate.
+
+    Args:
+        probs: Of a mixture on the training samples, `[samples, classes]`.
+        labels: The classes that are given, integers `[samples]`.
+        files: Names of the samples, such as their paths.
+        classes: Names of the classes, in order; numbers where not given.
+
+    Returns:
+        A row a sample: index, file (where given), given, suggested, score.
+
+    Raises:
+        InputError: If shapes or names do not fit.
+
+    >>> table = suspects([[0.75, 0.25], [0.75, 0.25]], [0, 1])
+    >>> table["index"].tolist(), table["suggested"].tolist(), table["score"].tolist()
+    ([1, 0], [0, 1], [0.5, -0.5])
+    """
+    p, given = as_probs(probs, "probs"), as_array(labels)
+    if given.shape != p.shape[:1] or not np.issubdtype(given.dtype, np.integer):
+        problem = f"labels are {given.dtype} {list(given.shape)} for {len(p)} rows of probs"
+        raise InputError(f"{problem}; give one integer class a row")
+    if given.min() < 0 or given.max() >= p.shape[1]:
+        problem = f"labels run from {given.min()} to {given.max()}"
+        raise InputError(f"{problem} and probs have {p.shape[1]} classes; count classes from 0")
+    if classes and len(classes) != p.shape[1]:
+        raise InputError(f"{len(classes)} names of {p.shape[1]} classes; give each its name")
+    names = as_names("files", files, len(p))
+    rows = np.arange(len(p))
+    others = p.copy()
+    others[rows, given] = -1
+    suggested = others.argmax(axis=1)
+    score = others[rows, suggested] - p[rows, given]
+    columns: dict[str, Any] = {"index": rows}
+    columns |= {} if names is None else {"file": names}
+    for column, values in (("given", given), ("suggested", suggested)):
+        columns[column] = np.array(classes)[values] if classes else values
+    table = pd.DataFrame(columns | {"score": score})
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def noise_rate(table: pd.DataFrame) -> float:
+    """The estimated share of wrong labels of a table that `suspects` made."""
+    return float((table["score"] > 0).mean())
+
+
+def detection(table: pd.DataFrame, wrong: Bool[np.ndarray, " samples"]) -> dict[str, float]:
+    """How well a ranking finds the labels that are known to be wrong.
+
+    Returns:
+        The area under the ROC curve, and the precision among as many as are estimated to be
+        wrong; nothing where all labels are right, or all are wrong.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    ranked = wrong[table["index"]]
+    count = int((table["score"] > 0).sum())
+    if ranked.all() or not ranked.any() or not count:
+        return {}
+    auroc = float(roc_auc_score(ranked, table["score"]))
+    return {"AUROC": auroc, "precision": float(ranked[:count].mean())}
+
+
+def of_run(folder: Path, record: RunRecord, fusion: Fusion, device: str) -> TrainingSamples:
+    """The training samples of a run of `fmn train`."""
+    from fmnlib.data import load
+    from fmnlib.distillation import load_network, members_of
+    from fmnlib.training import pick_device, predict
+
+    assert record.config is not None
+    config, data = record.config, load(record.config, pick_device(device))
+    total = np.zeros((len(data.labels), data.classes))
+    for member in members_of(config, folder, fusion):
+        logits = predict(load_network(member, data), data, data.images, config.precision)
+        total += member.weight * logits.softmax(1).double().cpu().numpy()
+    images = data.files or data.images
+    return TrainingSamples(
+        probs=total,
+        given=data.labels.cpu().numpy(),
+        files=None if data.files is None else data.files.names,
+        classes=() if data.files is None else data.files.classes,
+        wrong=data.flipped.cpu().numpy(),
+        images=lambda index: _some(images, index),
+    )
+
+
+def of_tracked(train: Path, fusion: Fusion) -> TrainingSamples:
+    """The training samples whose outputs a second `Tracker` has noted, with the same epochs."""
+    record = load_tracked(train)
+    files = None if record.ids is None else record.ids.astype(str).tolist()
+    return TrainingSamples(probs=fuse(record, fusion), given=record.labels, files=files)
+
+
+def page(samples: TrainingSamples, table: pd.DataFrame, *, title: str) -> str:
+    """The most suspicious images beside their labels, as one HTML page."""
+    from fmnlib.report import PAGE
+
+    top = table[table["score"] > 0].head(_SHOWN)
+    images = samples.images(top["index"].to_numpy()) if len(top) else []
+    cells = [_card(row, image) for row, image in zip(top.to_dict("records"), images, strict=True)]
+    share = f"About {noise_rate(table):.1%} of {len(table)} labels look wrong"
+    body = f"""<style>ol {{ display: grid; grid-template-columns: repeat(auto-fill, 8rem);
+  gap: 1rem; padding: 0; list-style: none; }} li img {{ width: 8rem; image-rendering: pixelated; }}
+</style>
+<p>{share}: the mixture of the run's networks predicts another class for their images. The
+{len(top)} that it believes least:</p>
+<ol>{"".join(cells)}</ol>"""
+    return PAGE.format(title=html.escape(title), body=body)
+
+
+def _card(row: Mapping[Hashable, Any], image: np.ndarray) -> str:
+    from PIL import Image
+
+    given, suggested = (html.escape(str(row[column])) for column in ("given", "suggested"))
+    name = html.escape(str(row.get("file", row["index"])))
+    picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
+    picture.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    alt = f"Training sample {name}"
+    words = f"given <b>{given}</b><br>suggested <b>{suggested}</b><br><small>{name}</small>"
+    return f'<li><img src="data:image/png;base64,{data}" alt="{alt}"><br>{words}</li>\n'
+
+
+def _some(images: Any, index: np.ndarray) -> np.ndarray:
+    """A few images, uint8, of those in memory or of files."""
+    import torch
+
+    if isinstance(images, torch.Tensor):
+        return images[torch.tensor(index, device=images.device)].cpu().numpy()
+    return images.take(index).load().numpy()
