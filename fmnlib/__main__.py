@@ -16,7 +16,14 @@ import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
 from fmnlib import __version__, scores
-from fmnlib.config import CheckpointFiles, InputError, Paused, RunConfig, StudentConfig
+from fmnlib.config import (
+    REFINED_SHARE,
+    CheckpointFiles,
+    InputError,
+    Paused,
+    RunConfig,
+    StudentConfig,
+)
 from fmnlib.files import write_whole
 from fmnlib.fusion import (
     Fusion,
@@ -98,7 +105,7 @@ def diagnose_run(
         from fmnlib.report import page
 
         val = record.split(split)[0] if record.half == "all" else record
-        fusion = None if val.probs is None else knowledge_fusion(val)
+        fusion = None if val.probs is None else knowledge_fusion(val, start="best")
         title = f"What {Path(run).name} forgot"
         write_whole(html, page(val, diagnosis, fusion, title=title).encode())
     overview = _overview(record)
@@ -119,6 +126,7 @@ def fuse(
     files: Annotated[CheckpointFiles, Parameter(name="*")] = _NO_FILES,
     split: int = 0,
     mix: Literal["kf", "best", "window"] = "kf",
+    start: Literal["best", "final"] = "best",
     window: int | None = None,
     max_picks: int | None = None,
     grid: bool = False,
@@ -138,6 +146,8 @@ def fuse(
         split: Seed that draws the halves.
         mix: What is mixed: the epochs of Knowledge Fusion, the five with the best accuracy, or as
             many as Knowledge Fusion has around early stopping's.
+        start: The network that Knowledge Fusion adds to: that of the best validation accuracy, or
+            the final one, as in the papers.
         window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
             if not given. With few checkpoints 0 may be better.
         max_picks: Stop after so many picks; 1 is the papers' "(i)".
@@ -155,7 +165,9 @@ def fuse(
     def search(val: RunRecord) -> Fusion:
         if mix == "best":
             return best_epochs(val)
-        fusion = knowledge_fusion(val, window=window, max_picks=max_picks, grid=shares)
+        fusion = knowledge_fusion(
+            val, window=window, max_picks=max_picks, grid=shares, start=start
+        )
         return fusion if mix == "kf" else early_stopping_window(val, fusion.networks)
 
     if files.model or files.checkpoints:
@@ -183,7 +195,8 @@ def distill_run(
     *,
     split: int | None = None,
     temperature: float = StudentConfig.temperature,
-    soft_share: float = StudentConfig.soft_share,
+    labels: Literal["refined", "given"] = "refined",
+    soft_share: float = REFINED_SHARE,
     teacher_views: int = 0,
     device: str = "auto",
     max_minutes: float = math.inf,
@@ -197,7 +210,9 @@ def distill_run(
         run: Folder of a run, or the beginning of its name.
         split: Seed that draws the halves; that of the fusion where not given.
         temperature: Softens the teacher and the student.
-        soft_share: Weight of the teacher's term; the labels' term has the rest.
+        labels: The teacher's class of each image, or the label of the data.
+        soft_share: Weight of the teacher's term; the labels' term has the rest. With given labels
+            the book takes 0.9.
         teacher_views: Let the teacher score so many views of each augmented image beforehand.
         device: cpu, cuda, or auto for a GPU if there is one.
         max_minutes: Stop after the last epoch that ends within this time.
@@ -213,8 +228,8 @@ def distill_run(
     fusion, split = _fusion_of(folder, record, split)
     test = record.split(split)[1]
     members = members_of(record.config, folder, fusion)
-    fields = {"temperature": temperature, "soft_share": soft_share, "teacher_views": teacher_views}
-    config = student_config(record.config, "kf", members, **fields)
+    loss = {"temperature": temperature, "soft_share": soft_share, "labels": labels}
+    config = student_config(record.config, "kf", members, **loss, teacher_views=teacher_views)
     path, deadline = folder.parent / config.id, _deadline(max_minutes)
     student = distill(config, members, path, device=device, deadline=deadline)
     accuracies = {
@@ -261,7 +276,7 @@ def rank_labels(
     if folder is None or (record.config is None) != (train is not None):
         needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"
         raise InputError(f"the training samples of {run} are not known; {needed}")
-    fusion, _ = _fusion_of(folder, record, split, start="best")
+    fusion, _ = _fusion_of(folder, record, split)
     if train is not None:
         samples = labels.of_tracked(train, fusion)
     else:
@@ -418,13 +433,11 @@ def _deadline(minutes: float) -> float:
     return time.monotonic() + 60 * minutes
 
 
-def _fusion_of(
-    folder: Path, record: RunRecord, split: int | None, start: str = "final"
-) -> tuple[Fusion, int]:
-    """The fusion that `fmn fuse` wrote, or Knowledge Fusion's, and the split it is of."""
+def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
+    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
     file = folder / "fusion.json"
     if not file.exists():
-        return knowledge_fusion(record.split(split or 0)[0], start=start), split or 0
+        return knowledge_fusion(record.split(split or 0)[0], start="best"), split or 0
     fusion = Fusion.load(file)
     if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
         problem = f"the fusion was chosen on split {fusion.split} and split is {split}"

@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args, get_type_hints
 TAIL = 0.75  # where the tail of a learning rate schedule begins, as a share of the run
 
 
+REFINED_SHARE = 0.5  # the soft share of a student with refined labels
+
+
 class InputError(ValueError):
     """Bad input, in one line: what was given, what is allowed, what to do."""
 

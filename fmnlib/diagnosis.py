@@ -378,7 +378,7 @@ def _choose(val: RunRecord) -> dict[str, Fusion]:
     stopped = {"early stopping": early_stopping(val)}
     if val.probs is None:
         return stopped
-    few, fused = min(BEST, len(val.kept)), knowledge_fusion(val)
+    few, fused = min(BEST, len(val.kept)), knowledge_fusion(val, start="best")
     return stopped | {
         f"the last {few} epochs": horizontal(val, few),
         f"the {few} best epochs": best_epochs(val, few),

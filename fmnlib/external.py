@@ -19,7 +19,13 @@ from tqdm.auto import tqdm
 
 from fmnlib import models, training
 from fmnlib.checkpoint import checkpoint_path, load_tensors
-from fmnlib.config import CheckpointFiles, InputError, RunConfig, StudentConfig
+from fmnlib.config import (
+    REFINED_SHARE,
+    CheckpointFiles,
+    InputError,
+    RunConfig,
+    StudentConfig,
+)
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import write_whole
@@ -247,7 +253,8 @@ def distill_checkpoints(
 ) -> nn.Module:
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
-    It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`,
+    It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
+    with refined labels,
     by SGD with `lr` as the peak learning rate. Images are not augmented, and the mixture predicts
     them once; other inputs it predicts in every pass, since they may be shuffled.
 
@@ -267,7 +274,7 @@ def distill_checkpoints(
     student = make().to(device)
     heaviest = max(members, key=lambda member: member[1])[0]
     fit(student, read_state(heaviest, kind))
-    settings = StudentConfig(teacher="checkpoints")
+    settings = StudentConfig(teacher="checkpoints", labels="refined", soft_share=REFINED_SHARE)
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
         return _distill_batches(student, teacher, train, config)

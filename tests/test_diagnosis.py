@@ -192,7 +192,9 @@ def test_intervals_hold_what_other_samples_show():
         gains = {option.name: option.gain for option in found.options}
         truth = {
             "early stopping": record.correct[found.early_epoch].mean(),
-            "Knowledge Fusion": right_samples(fuse(record, knowledge_fusion(val)), labels).mean(),
+            "Knowledge Fusion": right_samples(
+                fuse(record, knowledge_fusion(val, start="best")), labels
+            ).mean(),
         }
         for name, accuracy in truth.items():
             gain = accuracy - record.accuracy[-1]
@@ -245,7 +247,7 @@ def test_the_gain_is_scored_on_samples_that_did_not_choose():
     right = np.zeros(len(val.labels), bool)
     for fold in range(folds):
         inside = np.flatnonzero(fold_of == fold)
-        kf = knowledge_fusion(val.take(np.flatnonzero(fold_of != fold), "val"))
+        kf = knowledge_fusion(val.take(np.flatnonzero(fold_of != fold), "val"), start="best")
         rest = val.take(inside, "val")
         right[inside] = right_samples(fuse(rest, kf), rest.labels)
     gained = right.mean() - val.correct[-1].mean()

@@ -113,7 +113,7 @@ def test_one_network_is_written_that_loads_without_us(fmn, elsewhere, tmp_path, 
     )
     # The accuracy that it says is the one that a stranger measures on the same images.
     record = RunRecord.load(tmp_path / "mine.npz")
-    (pick, share), *_ = knowledge_fusion(record.split(0)[0]).picks
+    (pick, share), *_ = knowledge_fusion(record.split(0)[0], start="best").picks
     assert told["pick 1"] == f"e{pick}.pt, share {share:.3f}"
     test = record.split(0)[1].index
     val = open_folder(elsewhere / "val", GREY).take(test)

@@ -1,0 +1,131 @@
+"""How well wrong training labels are found: `python -m benchmarks.labels`, about 40 minutes.
+
+One run and its checkpoints, as `fmn labels` ranks them, against five-fold cross-validation with
+cleanlab's scores (`pip install cleanlab`), which trains five networks of the same recipe more.
+Fashion-MNIST and CIFAR-100 take part where their files are there (`FMN_DATA`).
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fmnlib import InputError, RunConfig, RunRecord, knowledge_fusion, labels, runs, train
+from fmnlib.data import DataSet, load
+from fmnlib.files import write_whole
+from fmnlib.fusion import Fusion, best_epochs, early_stopping, single
+from fmnlib.paper.compare import replicates
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "results" / "labels.json"
+FOLDS = 5
+NOISY = [("symmetric", 0.4), ("asymmetric", 0.4)]
+FASHION = {"train_samples": 5_000, "eval_samples": 2_000, "epochs": 30}
+CIFAR = {"width": 0.25, "train_samples": 10_000, "eval_samples": 5_000, "epochs": 100}
+
+
+def cases(chosen: str) -> list[RunConfig]:
+    """The runs of a data set: five seeds of each noise of the digits, fewer of the others."""
+    if chosen == "digits":
+        return replicates("quick", NOISY, range(5), ["augmented"])
+    if chosen == "fashion_mnist":
+        return replicates("standard", NOISY, range(3), ["augmented"], **FASHION)
+    human = {"precision": "bfloat16", "noise_seed": 0, "seed": 0, "noise": "human"}
+    return [RunConfig.of_profile("paper", **CIFAR, **human)]
+
+
+def mixtures(val: RunRecord) -> dict[str, Fusion]:
+    """What may judge the labels, chosen on a validation half; anchored is `fmn labels`'s own."""
+    return {
+        "single": single(val),
+        "early_stopping": early_stopping(val),
+        "best_probs": best_epochs(val),
+        "kf": knowledge_fusion(val),
+        "anchored_kf": knowledge_fusion(val, start="best"),
+    }
+
+
+def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> np.ndarray:
+    """Probabilities `[samples, classes]` of networks that were trained without these samples."""
+    samples = len(data.labels)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(config.seed))
+    probs = np.empty((samples, data.classes))
+    for fold, held in enumerate(order.chunk(FOLDS)):
+        rest = torch.tensor(np.setdiff1d(np.arange(samples), held.numpy()))
+        assert isinstance(data.images, torch.Tensor)
+        part = dataclasses.replace(
+            data,
+            images=data.images[rest],
+            labels=data.labels[rest],
+            flipped=data.flipped[rest],
+            eval_images=data.images[held],
+            eval_labels=data.labels[held],
+        )
+        last = dataclasses.replace(config, keep_every=config.epochs)
+        record = train(last, folder / f"fold{fold}", data=part)
+        assert record.probs is not None
+        probs[held.numpy()] = record.probs[-1]
+    return probs / probs.sum(axis=1, keepdims=True)
+
+
+def measured(config: RunConfig, folder: Path) -> Iterator[dict[str, str | float]]:
+    """A row for each way to rank the labels of a run."""
+    from cleanlab.count import num_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    about = {"dataset": config.dataset, "setting": config.setting, "seed": config.seed}
+    data, path = load(config), runs.folder(config)
+    wrong = data.flipped.numpy()
+    record = train(config, path)
+    for name, fusion in mixtures(record.split(config.seed)[0]).items():
+        started = time.perf_counter()
+        samples = labels.of_run(path, record, fusion, "cpu")
+        table = labels.suspects(samples.probs, samples.given)
+        seconds = time.perf_counter() - started
+        row = about | {"method": name, "seconds": seconds, "rate": labels.noise_rate(table)}
+        yield row | labels.detection(table, wrong)
+    started = time.perf_counter()
+    probs, given = cross_validated(config, data, folder), data.labels.numpy()
+    seconds = time.perf_counter() - started
+    rate = num_label_issues(given, probs) / len(given)
+    for name in ("self_confidence", "normalized_margin"):
+        score = 1 - get_label_quality_scores(given, probs, method=name)
+        ranking = pd.DataFrame({"index": np.arange(len(given)), "score": score})
+        ranking = ranking.sort_values("score", ascending=False, kind="stable")
+        count = round(rate * len(given))
+        ranking["score"] += np.where(np.arange(len(given)) < count, 0, -2)  # the issues above 0
+        row = about | {"method": f"cleanlab_{name}", "seconds": seconds, "rate": rate}
+        yield row | labels.detection(ranking, wrong)
+
+
+def main() -> None:
+    """Measure the data sets that are named, and keep what was measured of the others."""
+    names = ["digits", "fashion_mnist", "cifar100"]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("datasets", nargs="*", default=names, help="of " + ", ".join(names))
+    rows = json.loads(OUT.read_text()) if OUT.exists() else []
+    for chosen in parser.parse_args().datasets:
+        kept = [row for row in rows if row["dataset"] != chosen]
+        fresh: list[dict[str, str | float]] = []
+        for config in cases(chosen):
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    fresh += measured(config, Path(folder))
+            except InputError as error:
+                print(f"left out: {error}")
+                break
+            print(*fresh[-7:], sep="\n", flush=True)
+        else:
+            rows = kept + fresh
+            write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
