@@ -92,10 +92,10 @@ def fmn(monkeypatch, capsys, tmp_path):
     return run
 
 
-def train_and_save(scope, folder, epochs, tracker=None):
+def train_and_save(scope, folder, epochs, tracker=None, lr=3e-3):
     torch.manual_seed(0)
     model = scope["build"]()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
     folder.mkdir(exist_ok=True)
     for epoch in range(epochs):
         model.train()
@@ -137,7 +137,7 @@ def test_a_table_goes_from_checkpoints_to_one_network(fmn, tmp_path, network):
 
 def test_text_goes_from_checkpoints_to_one_network(fmn, tmp_path):
     scope = module(tmp_path / "text.py", TEXT)
-    train_and_save(scope, tmp_path / "ckpt", 6)
+    train_and_save(scope, tmp_path / "ckpt", 16, lr=1e-3)  # before that it knows two groups
     words = ["--model", "text.py:build", "--data", "text.py:val", "--train", "text.py:train"]
     words += ["--checkpoints", "ckpt/*.pt", "--network", "distilled", "--epochs", 2, "--json"]
     code, out, _ = fmn("fuse", *words, "--save-record", "seen.npz")
