@@ -1,8 +1,8 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
 import dataclasses
+import filecmp
 import functools
-import hashlib
 import json
 import os
 import runpy
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
@@ -35,6 +36,7 @@ from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_s
 
 Search = Callable[[RunRecord], Fusion]
 Maker = Callable[[], nn.Module]
+Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,14 @@ def fuse_files(
         for source in (files.data, files.train)
     )
     _check_data(data, train, record)
-    classes = record.classes if record is not None else _classes(data)
+    if record is not None:
+        classes = record.classes
+    else:
+        assert data is not None
+        classes = len(data.classes) or int(data.labels.max()) + 1
     make = maker(files.model, classes=classes, preprocessing=preprocessing)
-    if has_batchnorm(network := make()) and train is None and (data is None or not data.images):
+    normalized = has_batchnorm(network := make())
+    if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     where: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
@@ -106,8 +113,8 @@ def fuse_files(
         fusion, seen = search(val), data and _take(data, val.index)
         _check_there(members := weighted(paths, fusion))
 
-        def averaged(members: Sequence[tuple[Path, float]]) -> nn.Module:
-            batches = _inputs(train or seen, device) if has_batchnorm(network) else ()
+        def averaged(members: Members) -> nn.Module:
+            batches = _inputs(train or seen, device) if normalized else ()
             return average_checkpoints(make, members, batches, **where)
 
         if files.network == "averaged":
@@ -117,21 +124,23 @@ def fuse_files(
             options: Any = {"epochs": files.epochs, "lr": files.lr} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
-        names = checkpoint_names(paths)
+        names, images = checkpoint_names(paths), None if data is None else data.images
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
-        if data is not None and data.images is not None:
-            mixture |= {"classes": data.classes, "preprocessing": str(preprocessing)}
+        if images is not None:
+            mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         networks: dict[str, nn.Module] = {files.network: written}
         best = weighted(paths, best_epochs(val))
         if data is not None and all(path.exists() for path, _ in best):
             networks[f"averaged, {len(best)} best"] = averaged(best)
-        table = gains(val, test, fusion, _right(networks, data, test, device))
+        right = {} if data is None else _right(networks, data, test, device)
     report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
-    if data is not None and data.images is not None:
-        size = f"{len(record.labels)} of {len(data.classes)} classes"
-        report["images"] = f"{size}; {preprocessing}"
-    report |= gain_rows(table) | picks(fusion, names) | {"networks": fusion.networks}
+    if images is not None:
+        report["images"] = (
+            f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
+        )
+    report |= gain_rows(gains(val, test, fusion, right)) | picks(fusion, names)
+    report["networks"] = fusion.networks
     if data is None:
         report[f"test accuracy, {files.network}"] = "not measured; give --data"
     return report | {"written": f"{files.output}, {mixture_file}"}
@@ -184,23 +193,19 @@ def record_checkpoints(
     With a folder, probabilities are kept in a file there, mapped, instead of in memory.
     """
     model.to(device)
-    probs = predicted = None
-    for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
-        fit(model, read_state(path, kind), str(path))
-        rows = _predict(model, data, device, str(path))
-        if probs is None or predicted is None:
+    predicted: list[np.ndarray] = []
+    for path in tqdm(paths, "predicting", unit="checkpoint"):
+        rows = _predict(fit(model, read_state(path, kind), str(path)), data, device, str(path))
+        if not predicted:
             shape = (len(paths), *rows.shape)
-            predicted, probs = np.empty(shape[:2], np.int32), np.empty(shape, np.float16)
-            if folder is not None:
-                probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
-        predicted[row] = rows.argmax(1)  # before float16 makes ties
-        probs[row] = rows
-    assert probs is not None
-    assert predicted is not None
+            file = None if folder is None else folder / "probs.npy"
+            probs = open_memmap(file, "w+", np.float16, shape) if file else np.empty(shape, "f2")
+        probs[len(predicted)] = rows
+        predicted.append(rows.argmax(1).astype(np.int32))  # before float16 makes ties
     images = data.images
     return RunRecord(
         labels=data.labels,
-        predicted=predicted,
+        predicted=np.array(predicted),
         kept=np.arange(len(paths)),
         probs=probs,
         classes=probs.shape[2],
@@ -217,7 +222,7 @@ def weighted(paths: Sequence[Path], fusion: Fusion) -> list[tuple[Path, float]]:
 
 def average_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     batches: Iterable[Tensor],
     *,
     device: torch.device | str = "cpu",
@@ -236,7 +241,7 @@ def average_checkpoints(
 
 def distill_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     train: Labelled,
     val: Labelled | None = None,
     *,
@@ -249,17 +254,8 @@ def distill_checkpoints(
 
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`,
     by SGD with `lr` as the peak learning rate. Images are not augmented, and the mixture predicts
-    them once; other inputs it predicts in every pass, since they may be shuffled.
-
-    Args:
-        make: Makes a network.
-        members: The mixture.
-        train: Inputs to learn, with their labels.
-        val: Inputs that are predicted after each epoch of images; the training's if none.
-        epochs: Passes over the training inputs.
-        lr: Peak learning rate.
-        device: Where.
-        kind: Which weights of a file.
+    them once; other inputs it predicts in every pass, since they may be shuffled. After each epoch
+    the images of `val` are predicted, or where there are none, those of the training.
     """
     teacher = [
         (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
@@ -361,11 +357,9 @@ def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
 
 
 def _right(
-    networks: Mapping[str, nn.Module], data: Labelled | None, test: RunRecord, device: torch.device
+    networks: Mapping[str, nn.Module], data: Labelled, test: RunRecord, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Which test samples each network gets right; nothing without data."""
-    if data is None:
-        return {}
+    """Which test samples each network gets right."""
     found = {name: _predict(network, data, device).argmax(1) for name, network in networks.items()}
     return {name: predicted[test.index] == test.labels for name, predicted in found.items()}
 
@@ -426,10 +420,6 @@ def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
         raise InputError(f"timm makes no {name!r} ({error}); see timm.list_models()") from error
 
 
-def _classes(data: Labelled | None) -> int:
-    return 0 if data is None else len(data.classes) or int(data.labels.max()) + 1
-
-
 def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord | None) -> None:
     """Refuse data that do not go together."""
     if data is not None and record is not None and not np.array_equal(data.labels, record.labels):
@@ -446,7 +436,7 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
     same = [
         file
         for file in few
-        if any(_digest(file) == _digest(other) for other in sizes.get(file.stat().st_size, []))
+        if any(filecmp.cmp(file, other, False) for other in sizes.get(file.stat().st_size, []))
     ]
     if len(same) > len(few) // 20:  # a few pictures may be equal by chance
         problem = f"{len(same)} of {len(few)} images of data, such as {same[0].name}, are in train"
@@ -459,11 +449,7 @@ def _paths(images: ImageFiles) -> list[Path]:
     return [images.root / os.fsdecode(name) for name in images.files.tolist()]
 
 
-def _digest(file: Path) -> bytes:
-    return hashlib.blake2b(file.read_bytes()).digest()
-
-
-def _check_there(members: Sequence[tuple[Path, float]]) -> None:
+def _check_there(members: Members) -> None:
     if missing := [path.name for path, _ in members if not path.exists()]:
         problem = f"the mixture needs {', '.join(missing[:3])}, of {len(missing)} that are missing"
         raise InputError(f"{problem}; note the model with every epoch, and keep its checkpoints")
