@@ -36,44 +36,28 @@ _TORCHVISION = {
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Training images as a step sees them.
+    """Training images as a step sees them."""
 
-    Attributes:
-        images: Augmented and normalised, float `[batch, channels, side, side]`.
-        index: Which training samples they are, `[batch]`.
-        view: Which view of the pool each one shows, `[batch]`; 0 without a pool.
-    """
-
-    images: Tensor
-    index: Tensor
-    view: Tensor
+    images: Tensor  #: Augmented and normalised, float `[batch, channels, side, side]`
+    index: Tensor  #: Which training samples they are, `[batch]`
+    view: Tensor  #: Which view of the pool each one shows, `[batch]`; 0 without a pool
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Training and evaluation data of a run; labels, and images that fit, lie on its device.
+    """Training and evaluation data of a run; labels, and images that fit, lie on its device."""
 
-    Attributes:
-        images: Training images, uint8 `[samples, channels, side, side]`, or their files.
-        labels: The labels to train on, noise included, `[samples]`.
-        flipped: Which labels are wrong, `[samples]`.
-        eval_images: Images to record, or their files.
-        eval_labels: Their true classes.
-        classes: Number of classes.
-        mean: Mean of the training images per channel, in units of 255.
-        std: Standard deviation likewise.
-        view_pool: Crops and flips `[views, 3, samples]` that each image has to choose from, as
-            `sample_crop_flip` draws them, where they are not drawn anew in each epoch.
-    """
-
+    #: Training images, uint8 `[samples, channels, side, side]`, or their files
     images: Tensor | ImageFiles
-    labels: Tensor
-    flipped: Tensor
-    eval_images: Tensor | ImageFiles
-    eval_labels: Tensor
-    classes: int
-    mean: Tensor
-    std: Tensor
+    labels: Tensor  #: The labels to train on, noise included, `[samples]`
+    flipped: Tensor  #: Which labels are wrong, `[samples]`
+    eval_images: Tensor | ImageFiles  #: Images to record, or their files
+    eval_labels: Tensor  #: Their true classes
+    classes: int  #: Number of classes
+    mean: Tensor  #: Mean of the training images per channel, in units of 255
+    std: Tensor  #: Standard deviation likewise
+    #: Crops and flips `[views, 3, samples]` that each image has to choose from, as
+    #: `sample_crop_flip` draws them, where they are not drawn anew in each epoch
     view_pool: Tensor | None = None
 
     @property

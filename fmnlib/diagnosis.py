@@ -52,19 +52,12 @@ Spans = tuple[tuple[int, int], ...]  # from one epoch to before another, of thos
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """Something to do in place of the final network.
+    """Something to do in place of the final network."""
 
-    Attributes:
-        name: What it is, with the epoch where it is one.
-        networks: Networks that one prediction takes.
-        gain: Over the final network.
-        behind: How much the best of the options gains over this one.
-    """
-
-    name: str
-    networks: int
-    gain: Gain
-    behind: Gain
+    name: str  #: What it is, with the epoch where it is one
+    networks: int  #: Networks that one prediction takes
+    gain: Gain  #: Over the final network
+    behind: Gain  #: How much the best of the options gains over this one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

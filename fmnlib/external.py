@@ -41,18 +41,13 @@ Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their we
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Labelled inputs of any kind, in the same order in each pass.
+    """Labelled inputs of any kind, in the same order in each pass."""
 
-    Attributes:
-        read: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them.
-        labels: True classes `[samples]`.
-        classes: Names of the classes; empty where nothing gives them.
-        images: The files of a folder of images; None for the batches of a function.
-    """
-
+    #: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them
     read: Callable[[], Iterable[Any]]
-    labels: np.ndarray
-    classes: list[str]
+    labels: np.ndarray  #: True classes `[samples]`
+    classes: list[str]  #: Names of the classes; empty where nothing gives them
+    #: The files of a folder of images; None for the batches of a function
     images: ImageFiles | None = None
 
 

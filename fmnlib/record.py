@@ -30,17 +30,13 @@ _CHECKED = 2**22  # probabilities, evenly spaced, that any record is checked by
 class Columns:
     """Some samples of probabilities, not copied: read where they are indexed.
 
-    Attributes:
-        source: The probabilities of all `[kept, samples, classes]`.
-        index: The samples that are here.
-
     >>> part = Columns(np.arange(12.0).reshape(2, 3, 2), np.array([2, 0]))
     >>> part.shape, part[1].tolist(), part[0, 1].tolist()
     ((2, 2, 2), [[10.0, 11.0], [6.0, 7.0]], [0.0, 1.0])
     """
 
-    source: np.ndarray
-    index: Int[np.ndarray, " samples"]
+    source: np.ndarray  #: The probabilities of all `[kept, samples, classes]`
+    index: Int[np.ndarray, " samples"]  #: The samples that are here
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -485,28 +481,15 @@ def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """The score of one method on the test half of one run; one line of JSON on disk.
+    """The score of one method on the test half of one run; one line of JSON on disk."""
 
-    Attributes:
-        item: Notebook or experiment that it belongs to, such as label_noise.
-        setting: Noise in short, such as sym40.
-        method: Such as kf.
-        seed: Training seed.
-        split_seed: Which half was the test half.
-        accuracy: From 0 to 1.
-        nll: Negative log-likelihood, nats a sample.
-        ece: Expected calibration error, from 0 to 1.
-        networks: Networks evaluated for one prediction.
-        train_seconds: Wall time of all training that the method needs.
-    """
-
-    item: str
-    setting: str
-    method: str
-    seed: int
-    split_seed: int
-    accuracy: float
-    nll: float
-    ece: float
-    networks: int
-    train_seconds: float
+    item: str  #: Notebook or experiment that it belongs to, such as label_noise
+    setting: str  #: Noise in short, such as sym40
+    method: str  #: Such as kf
+    seed: int  #: Training seed
+    split_seed: int  #: Which half was the test half
+    accuracy: float  #: From 0 to 1
+    nll: float  #: Negative log-likelihood, nats a sample
+    ece: float  #: Expected calibration error, from 0 to 1
+    networks: int  #: Networks evaluated for one prediction
+    train_seconds: float  #: Wall time of all training that the method needs

@@ -27,17 +27,12 @@ _FORGOTTEN = 12  # images that are published of a run
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a grid, and the networks that its comparison needs.
+    """One run of a grid, and the networks that its comparison needs."""
 
-    Attributes:
-        config: The run.
-        wider: Compare with the papers' Table 3 and with the students of other teachers instead.
-        teacher_views: Of its student, as in `StudentConfig`.
-    """
-
-    config: RunConfig
+    config: RunConfig  #: The run
+    #: Compare with the papers' Table 3 and with the students of other teachers instead
     wider: bool = False
-    teacher_views: int = 0
+    teacher_views: int = 0  #: Of its student, as in `StudentConfig`
 
     @property
     def id(self) -> str:
@@ -61,20 +56,13 @@ _HUMAN = {"noise": "human"}
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What the cells of a grid have in common, and what each changes, most informative first.
+    """What the cells of a grid have in common, and what each changes, most informative first."""
 
-    Attributes:
-        profile: Of `RunConfig.of_profile`.
-        changes: Of the profile, for each cell.
-        wider: The first three cells also have wider ones.
-        teacher_views: Of the students of augmented runs.
-        vary_noise: Every training seed has its own noise and its own part of the images.
-    """
-
-    profile: str
-    changes: list[dict[str, Any]]
-    wider: bool = False
-    teacher_views: int = 0
+    profile: str  #: Of `RunConfig.of_profile`
+    changes: list[dict[str, Any]]  #: Of the profile, for each cell
+    wider: bool = False  #: The first three cells also have wider ones
+    teacher_views: int = 0  #: Of the students of augmented runs
+    #: Every training seed has its own noise and its own part of the images
     vary_noise: bool = False
 
 

@@ -226,19 +226,14 @@ def truncated_predictions(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far a linear model and a network forget the same, epoch by epoch of the network.
+    """How far a linear model and a network forget the same, epoch by epoch of the network."""
 
-    Attributes:
-        correlation: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full.
-        share: Of M(n) that is in S(k).
-        correlation_by_chance: The same after exchanges of samples.
-        share_by_chance: Likewise.
-    """
-
+    #: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full
     correlation: Float[np.ndarray, " epochs"]
-    share: Float[np.ndarray, " epochs"]
+    share: Float[np.ndarray, " epochs"]  #: Of M(n) that is in S(k)
+    #: The same after exchanges of samples
     correlation_by_chance: Float[np.ndarray, "rounds epochs"]
-    share_by_chance: Float[np.ndarray, "rounds epochs"]
+    share_by_chance: Float[np.ndarray, "rounds epochs"]  #: Likewise
 
 
 def agreement(
