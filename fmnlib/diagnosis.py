@@ -62,44 +62,31 @@ class Option:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The result of `diagnose`.
+    """The result of `diagnose`."""
 
-    Attributes:
-        samples: Validation samples it rests on.
-        epochs: Epochs of the run.
-        epoch: The epoch of the largest forget fraction.
-        forget: The largest forget fraction, cross-fitted.
-        lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
-        networks: Networks of each mixture that the verdict compares.
-        around: The earlier epoch around which the run knew what it lost.
-        fell: How much the accuracy of a network fell, from those around an earlier epoch to the
-            last ones.
-        lost: Knowledge that the late ones, together, do not have: what a mixture of the networks
-            around an earlier epoch, or of half of them and half of the last ones, gains over a
-            mixture of late ones.
-        unseen: `lost` less `fell`: what the accuracy does not show.
-        classes: A row a class, by name where the record knows names: samples, the share that is
-            forgotten, and `lost` within the class with the ends of an interval; intervals hold
-            for all classes together (Bonferroni).
-        early_epoch: Where early stopping stops.
-        options: What can be done, the cheapest first.
-        over_free: Gain of Knowledge Fusion over the best option that needs no search; None
-            without probabilities.
-    """
-
-    samples: int
-    epochs: int
-    epoch: int
-    forget: Interval
+    samples: int  #: Validation samples it rests on
+    epochs: int  #: Epochs of the run
+    epoch: int  #: The epoch of the largest forget fraction
+    forget: Interval  #: The largest forget fraction, cross-fitted
+    #: The epoch by which half of what `epoch` knew and the end does not was lost
     lost_by: int | None
-    networks: int
-    around: int
+    networks: int  #: Networks of each mixture that the verdict compares
+    around: int  #: The earlier epoch around which the run knew what it lost
+    #: How much the accuracy of a network fell, from those around an earlier epoch to the last ones
     fell: Gain
+    #: Knowledge that the late ones, together, do not have: what a mixture of the networks around
+    #: an earlier epoch, or of half of them and half of the last ones, gains over a mixture of late
+    #: ones
     lost: Gain
-    unseen: Gain
+    unseen: Gain  #: `lost` less `fell`: what the accuracy does not show
+    #: A row a class, by name where the record knows names: samples, the share that is forgotten,
+    #: and `lost` within the class with the ends of an interval; intervals hold for all classes
+    #: together (Bonferroni)
     classes: pd.DataFrame
-    early_epoch: int
-    options: tuple[Option, ...]
+    early_epoch: int  #: Where early stopping stops
+    options: tuple[Option, ...]  #: What can be done, the cheapest first
+    #: Gain of Knowledge Fusion over the best option that needs no search; None without
+    #: probabilities
     over_free: Gain | None
 
     @property

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -48,11 +49,6 @@ class Columns:
         """Of the numbers."""
         return self.source.dtype
 
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return int(np.prod(self.shape))
-
     def __len__(self) -> int:
         return len(self.source)
 
@@ -73,42 +69,35 @@ class Columns:
 class RunRecord:
     """The predictions of one training run: the object that every score and method reads.
 
-    Attributes:
-        labels: True class of each evaluation sample.
-        predicted: Class predicted after each epoch.
-        kept: Epochs whose probabilities are kept, ascending.
-        probs: Their class probabilities, or None in a light record.
-        classes: Number of classes.
-        curves: Named numbers per epoch, such as train_loss.
-        loss_histogram: Training losses per epoch, of points with [clean, flipped] labels, in
-            the bins of `LOSS_EDGES`.
-        config: How the run was trained; None for arrays from elsewhere.
-        provenance: Versions, commit, device, seconds.
-        half: Which part of the evaluation data this is; what selects refuses "test".
-        index: Which samples of the whole record a half holds; None for the whole record.
-        ids: Integers or texts that tell samples apart, such as file names within the data's
-            folder, `class/name.jpg`; with them a split is the same in any order of samples.
-        groups: Integers or texts, equal for samples that belong together, such as those of one
-            patient; a group is never divided.
-
     Raises:
         InputError: If the fields contradict each other, or probabilities are not finite, are
             negative, not of sum 1 or not those of the predictions; of more than four million
             only those of evenly spaced samples are looked at.
     """
 
-    labels: Int[np.ndarray, " samples"]
-    predicted: Int[np.ndarray, "epochs samples"]
-    kept: Int[np.ndarray, " kept"]
+    labels: Int[np.ndarray, " samples"]  #: True class of each evaluation sample
+    predicted: Int[np.ndarray, "epochs samples"]  #: Class predicted after each epoch
+    kept: Int[np.ndarray, " kept"]  #: Epochs whose probabilities are kept, ascending
+    #: Their class probabilities, or None in a light record
     probs: Float[np.ndarray | Columns, "kept samples classes"] | None
-    classes: int
+    classes: int  #: Number of classes
+    #: Named numbers per epoch, such as train_loss
     curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
+    #: Training losses per epoch, of points with [clean, flipped] labels, in the bins of
+    #: `LOSS_EDGES`
     loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
-    config: RunConfig | None = None
+    config: RunConfig | None = None  #: How the run was trained; None for arrays from elsewhere
+    #: Versions, commit, device, seconds
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: Which part of the evaluation data this is; what selects refuses "test"
     half: Literal["all", "val", "test"] = "all"
+    #: Which samples of the whole record a half holds; None for the whole record
     index: Int[np.ndarray, " samples"] | None = None
+    #: Integers or texts that tell samples apart, such as file names within the data's folder,
+    #: `class/name.jpg`; with them a split is the same in any order of samples
     ids: np.ndarray | None = None
+    #: Integers or texts, equal for samples that belong together, such as those of one patient; a
+    #: group is never divided
     groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -146,7 +135,7 @@ class RunRecord:
 
     def _check_some(self) -> None:
         if self.probs is not None:
-            every = 1 + self.probs.size // _CHECKED
+            every = 1 + math.prod(self.probs.shape) // _CHECKED
             _check_probs(self.probs[:, ::every], self.predicted[self.kept, ::every], self.kept)
 
     @classmethod
@@ -155,11 +144,8 @@ class RunRecord:
     ) -> "RunRecord":
         """Make a record from the outputs of any framework.
 
-        Args:
-            probs: Class probabilities `[epochs, samples, classes]`.
-            labels: True classes `[samples]`, from 0 to classes - 1.
-            ids: As in the record.
-            groups: As in the record.
+        They are class probabilities `[epochs, samples, classes]` and true classes `[samples]`,
+        from 0 to classes - 1; ids and groups are as in the record.
 
         Raises:
             InputError: If shapes disagree, a label is outside the classes, or a row of
