@@ -79,10 +79,8 @@ class DataSet:
     def batches(self, indices: Sequence[Tensor], augment: str, seed: int) -> Iterator[Batch]:
         """Training images as an epoch shows them: augmented and normalised.
 
-        Args:
-            indices: The samples of each batch.
-            augment: none, crop or crop_flip.
-            seed: Source of the randomness; with a sample's index it decides its crop and flip.
+        With a sample's index the seed decides its crop and flip; `augment` is none, crop or
+        crop_flip.
         """
         samples, generator = len(self.labels), torch.Generator(self.device).manual_seed(seed)
         view = torch.zeros(samples, dtype=torch.long, device=self.device)
@@ -98,12 +96,7 @@ class DataSet:
             yield Batch(self.normalize(images), index, view[index])
 
     def gather(self, images: Tensor | ImageFiles, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Batches of uint8 images, on the device.
-
-        Args:
-            images: `self.images` or `self.eval_images`.
-            indices: The samples of each batch.
-        """
+        """Batches of uint8 images, `self.images` or `self.eval_images`, on the device."""
         if isinstance(images, Tensor):
             yield from (images[index] for index in indices)
             return
@@ -201,13 +194,9 @@ def download(dataset: str) -> Path:
 
 
 def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Draw a crop, and a flip, for each sample.
+    """Draw a crop, and a flip, for each sample, on the device of the generator.
 
-    Args:
-        augment: crop (shifts by up to an eighth of the side) or crop_flip.
-        side: Of the images, in pixels.
-        samples: How many to draw.
-        generator: Source of the randomness; its device is the result's.
+    Crops (of crop and crop_flip) are shifts by up to an eighth of the side, which is in pixels.
 
     Returns:
         Integers `[3, samples]`: rows and columns to shift by, which count from 0 (`side // 8` is
@@ -223,9 +212,8 @@ def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Gen
 def apply_crop_flip(images: Tensor, transforms: Tensor) -> Tensor:
     """Crop and flip images; what a shift moves in is black.
 
-    Args:
-        images: uint8 `[batch, channels, side, side]`.
-        transforms: Integers `[3, batch]`, as `sample_crop_flip` draws them.
+    Images are uint8 `[batch, channels, side, side]`, transforms `[3, batch]` are integers as
+    `sample_crop_flip` draws them.
 
     >>> image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     >>> apply_crop_flip(image, torch.tensor([[2], [1], [0]]))[0, 0, 0, :3].tolist()

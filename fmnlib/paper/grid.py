@@ -114,11 +114,7 @@ def work(
 ) -> None:
     """Make what is missing, in order; interrupted runs are resumed.
 
-    Args:
-        every: The cells, most informative first.
-        device: As in `fmnlib.training.train`.
-        workers: Runs at a time, as in `fmnlib.runs.obtain`.
-        deadline: As in `fmnlib.training.train`.
+    The cells come the most informative first; the rest is as in `fmnlib.runs.obtain`.
 
     Raises:
         Paused: If the deadline leaves something to make.
@@ -133,9 +129,7 @@ def work(
 def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
     """One row for each network of a grid: what it is for, its state, the seconds it took.
 
-    Args:
-        every: The cells.
-        published: Ids of the cells that need not be made here.
+    Cells whose ids are published need not be made here.
     """
     rows = []
     for cell, name, job in _named(every):
@@ -169,11 +163,8 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
 def publish(every: Sequence[Cell], target: Path) -> int:
     """Write scores and light records of the cells that are complete here; return their number.
 
-    Cells that were published before, by another machine perhaps, stay as they are, and count.
-
-    Args:
-        every: The cells.
-        target: Folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
+    Cells that were published before, by another machine perhaps, stay as they are, and count. The
+    target is a folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
     """
     content = published(target)
     for cell in every:
