@@ -30,12 +30,9 @@ def scored(
 ) -> list[Result]:
     """Choose on the validation half of each split, in each way, and score on its test half.
 
-    Args:
-        records: Trained runs; their configs name setting and seed.
-        splits: Seeds of the splits; where none is given, each run's training seed.
-        ways: Ways of choosing, by name; the name is the method of the result.
-        item: Name of the experiment.
-        extra_seconds: Training that every way needs besides the run's own.
+    The configs of the records name setting and seed, a way's name is the method of its results.
+    Without splits each run has the one of its training seed. Every way needs the extra seconds of
+    training besides the run's own.
     """
     results = []
     for record in records:
@@ -44,9 +41,9 @@ def scored(
             val, test = record.split(split)
             for method, choose in ways.items():
                 fusion = choose(val)
-                names: dict[str, Any] = {"item": item, "method": method, "split": split}
-                probs, networks = fuse(test, fusion), fusion.networks
-                results.append(score(probs, test, networks=networks, seconds=cost, **names))
+                about: dict[str, Any] = {"networks": fusion.networks, "seconds": cost}
+                about |= {"item": item, "method": method, "split": split}
+                results.append(score(fuse(test, fusion), test, **about))
     return results
 
 
