@@ -26,11 +26,11 @@ Source = tuple[Images, np.ndarray, Images, np.ndarray]
 
 STATISTICS_SAMPLES = 2000  # of a large folder give mean and deviation of the pixels
 
-_TORCHVISION = {
-    "mnist": ("MNIST", "mnist"),
-    "fashion_mnist": ("FashionMNIST", "fashionmnist"),
-    "cifar10": ("CIFAR10", "cifar10"),
-    "cifar100": ("CIFAR100", "cifar100"),
+_TORCHVISION = {  # its names of the data sets
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
 }
 
 
@@ -182,15 +182,15 @@ def read(config: RunConfig) -> Source:
 
 def download(dataset: str) -> Path:
     """Fetch one of torchvision's data sets into `data_root()`."""
-    name, folder = _torchvision(dataset)
     import torchvision.datasets
 
+    name, folder = _torchvision(dataset)
     try:
-        getattr(torchvision.datasets, name)(data_root() / folder, download=True)
+        getattr(torchvision.datasets, name)(folder, download=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} cannot be fetched ({reason}); is there a network?") from error
-    return data_root() / folder
+    return folder
 
 
 def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -279,18 +279,18 @@ def _digits() -> Source:
     return images[:1000], labels[:1000], images[1000:], labels[1000:]
 
 
-def _torchvision(dataset: str) -> tuple[str, str]:
+def _torchvision(dataset: str) -> tuple[str, Path]:
+    """The name of a data set in torchvision, and the folder where it lies."""
     if dataset not in _TORCHVISION:
         known = ", ".join(["digits", *_TORCHVISION, "animal10n", "wave", "folder:PATH"])
         raise InputError(f"dataset is {dataset!r}; known are {known}")
-    return _TORCHVISION[dataset]
+    return _TORCHVISION[dataset], data_root() / _TORCHVISION[dataset].lower()
 
 
 def _from_torchvision(dataset: str) -> Source:
     import torchvision.datasets
 
-    name, folder = _torchvision(dataset)
-    root = data_root() / folder
+    name, root = _torchvision(dataset)
     try:
         parts = [getattr(torchvision.datasets, name)(root, train=train) for train in (True, False)]
     except Exception as error:  # torchvision asserts, unpickles and slices what it reads

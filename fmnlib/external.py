@@ -54,16 +54,11 @@ class Labelled:
 def fuse_files(
     files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
 ) -> dict[str, Any]:
-    """Run checkpoints on data, fuse them, write one network, and report its accuracy.
+    """Run checkpoints on data, fuse them, write one network, and report what that gains.
 
-    Args:
-        files: Checkpoints, data, and the files to write.
-        search: Finds the fusion on the validation half.
-        split: Seed that draws the halves.
-        tracked: A `Tracker`'s folder, whose checkpoints and predictions are taken.
-
-    Returns:
-        Test accuracies, gains with intervals, picks and files written, by name.
+    The checkpoints and predictions may be those of a `Tracker`'s folder. The search is given the
+    validation half, that the split draws. The report has test accuracies, gains with intervals,
+    picks and files written, by name.
 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
@@ -334,12 +329,9 @@ def _of_images(images: ImageFiles) -> Labelled:
 def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
     """Batches that BatchNorm is estimated on."""
     assert source is not None
-    if source.images is not None:
-        # In order of class, a batch would have the statistics of one class.
-        images, generator = source.images, torch.Generator().manual_seed(0)
-        for batch in images.read(torch.randperm(len(images), generator=generator).split(100)):
-            yield images.preprocessing.normalize(batch.to(device))
-        return images.close()
+    if source.images is not None:  # in order of class, a batch would have the statistics of one
+        order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
+        source = _of_images(source.images.take(order.numpy()))
     for batch in source.read():
         if isinstance(batch, Mapping):
             raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")

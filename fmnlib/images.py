@@ -126,10 +126,7 @@ class ImageFiles:
         """Batches of images in order, uint8 `[batch, channels, size, size]`, some read ahead.
 
         The worker processes start with the first pass and wait for the next one; there is one
-        pass at a time.
-
-        Args:
-            batches: Indices of the images of each batch, on the CPU.
+        pass at a time. The indices are on the CPU.
 
         Raises:
             InputError: If an image cannot be read, or a process ended.

@@ -83,12 +83,7 @@ def checkpoint_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Args:
-        path: The file.
-        kind: Of a file that holds more, such as an optimiser's state, which entry: that of the
-            trained weights, or of their moving average.
+    """The state dictionary in a file, on the CPU: of the trained weights, or their moving average.
 
     Raises:
         InputError: If the file is damaged, lacks the entry, or holds no state dictionary.

@@ -51,12 +51,8 @@ def replicates(
 ) -> list[RunConfig]:
     """Runs of every regime, noise and seed; each seed has its own draw of the wrong labels.
 
-    Args:
-        profile: As in `RunConfig.of_profile`.
-        settings: Kinds of noise with their rates.
-        seeds: Training seeds, which seed the noise as well.
-        regimes: Of `REGIMES`.
-        changes: Other fields of `RunConfig`.
+    Profiles are those of `RunConfig.of_profile`, settings are kinds of noise with their rates, and
+    changes other fields of `RunConfig`.
 
     >>> [run.condition for run in replicates("quick", [("symmetric", 0.4)], [0])]
     ['augmented_sym40', 'memorising_sym40']
@@ -102,15 +98,19 @@ def compare(
             one = scored([run], [split], ways, item=item)
             one += [_score_neighbours(run, split, item)]
             of_runs.append([*one, _score_independent(ensemble, split, item)])
-            best, kf = fusions["best_probs"], fusions["kf"]
-            jobs = {
-                "averaged_best": runs.averaged(config, "best", best),
-                "averaged_kf": runs.averaged(config, "kf", kf),
-                "distilled_kf": runs.student(config, "kf", kf, teacher_views=views),
-            }
+            jobs = merged_jobs(config, fusions["best_probs"], fusions["kf"], views)
             parts += [(job, {method: single}, [split]) for method, job in jobs.items()]
     merged = iter(_score_jobs(parts, item, fresh))
     return [result for one in of_runs for result in (*one, *itertools.islice(merged, len(jobs)))]
+
+
+def merged_jobs(config: RunConfig, best: Fusion, kf: Fusion, teacher_views: int) -> dict[str, Job]:
+    """The jobs of putting the best epochs and Knowledge Fusion into one network, by method."""
+    return {
+        "averaged_best": runs.averaged(config, "best", best),
+        "averaged_kf": runs.averaged(config, "kf", kf),
+        "distilled_kf": runs.student(config, "kf", kf, teacher_views=teacher_views),
+    }
 
 
 def _score_jobs(parts: Sequence[_Part], item: str, fresh: bool) -> list[Result]:
@@ -348,16 +348,8 @@ def try_losses(
 ) -> list[list[float]]:
     """Accuracy of students of Knowledge Fusion on the validation half, for each loss and run.
 
-    It is the validation half because these numbers choose the defaults of `StudentConfig`.
-
-    Args:
-        configs: The runs.
-        losses: Fields of `StudentConfig`: temperature, soft_share, teacher_views, init.
-        split: Seed of the split.
-        fresh: Ignore the committed records and train.
-
-    Returns:
-        For each loss the accuracy of each run, from 0 to 1.
+    It is the validation half because these numbers choose the defaults of `StudentConfig`, whose
+    fields the losses are: temperature, soft_share, teacher_views, init.
     """
     jobs = []
     for config, record in zip(configs, runs.obtain(configs, fresh=fresh), strict=True):

@@ -17,6 +17,7 @@ from fmnlib.data import load
 from fmnlib.files import write_whole
 from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
+from fmnlib.plots import METHODS
 from fmnlib.record import RunRecord
 from fmnlib.runs import Job
 
@@ -219,22 +220,17 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
     if cell.wider:
         yield from compare.protocol_jobs(config)
         yield "student of the final network", compare.student_of_finals("single", ensemble[:1])
-        yield (
-            "student of the independent networks",
-            compare.student_of_finals("independent", ensemble),
-        )
+        student = compare.student_of_finals("independent", ensemble)
+        yield "student of the independent networks", student
         return
     yield "run", Job(config)
-    distilled = averaged = best = None
+    jobs: dict[str, Job] = {}
     if runs.complete(config):
         val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
-        kf = knowledge_fusion(val)
-        averaged = runs.averaged(config, "kf", kf)
-        best = runs.averaged(config, "best", best_epochs(val))
-        distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
-    yield "Distilled KF", distilled
-    yield "Averaged KF", averaged
-    yield "Mean weights of 5 best", best
+        fusions = best_epochs(val), knowledge_fusion(val)
+        jobs = compare.merged_jobs(config, *fusions, cell.teacher_views)
+    for method in ("distilled_kf", "averaged_kf", "averaged_best"):
+        yield METHODS[method].name, jobs.get(method)
     for number, member in enumerate(ensemble[1:], 2):
         yield f"independent network {number}", Job(member)
 

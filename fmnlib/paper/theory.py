@@ -127,14 +127,9 @@ def compare_paths(
     The layers start as isometries times the gain, which wide random layers come close to: so the
     closed form holds at the start exactly. Hidden layers have 2 * features + 2 units.
 
-    Args:
-        start: w(0); gain^L must exceed its length.
-        inputs: Data on their principal axes.
-        labels: Targets, -1 or 1.
-        speed: lr L gain^(2L - 2), the rate at which the product of the layers starts to learn.
-        steps: Steps of gradient descent, each on all of the data.
-        depth: Number of layers, L.
-        gain: Scale of each layer.
+    `start` is w(0), inputs are data on their principal axes. The product of the layers starts to
+    learn at the rate `speed`, lr L gain^(2L - 2), where L is the depth and the gain the scale of
+    each layer; gain^L must exceed the length of w(0). Each step is on all of the data.
 
     Raises:
         InputError: If no such layers exist.
