@@ -131,7 +131,7 @@ class Diagnosis:
     @property
     def sentences(self) -> list[str]:
         """The diagnosis in plain words: what to do, and why."""
-        return [self._advice(), *self._over_free(), self._why(), self._forgotten(), *self._since()]
+        return [self._advice(), self._over_free(), self._why(), *self._forgotten()]
 
     def __str__(self) -> str:
         """The first sentence, what each option gains, and why; lines of at most 76 characters."""
@@ -164,10 +164,10 @@ class Diagnosis:
         others = "no option that costs more is certainly better on these samples"
         return f"{action}: {best.gain} over the final network{how}; {others}."
 
-    def _over_free(self) -> list[str]:
+    def _over_free(self) -> str:
         if self.over_free is None:
-            return ["Mixtures are not scored: the record holds no probabilities."]
-        return [f"Knowledge Fusion less the best of those that need no search: {self.over_free}."]
+            return "Mixtures are not scored: the record holds no probabilities."
+        return f"Knowledge Fusion less the best of those that need no search: {self.over_free}."
 
     def _why(self) -> str:
         late = f"{self.networks} late ones together" if self.networks > 1 else "the last one"
@@ -182,17 +182,19 @@ class Diagnosis:
         limit = "" if self.epochs > 3 else "; fewer than four epochs do not show more"
         return f"Nothing beyond churn is certain: {fell}; {lost}{limit}."
 
-    def _forgotten(self) -> str:
-        share = f"{self.forget} of {self.samples} samples"
-        return f"Forget fraction: {share} are right after epoch {self.epoch} and wrong at the end."
-
-    def _since(self) -> list[str]:
+    def _forgotten(self) -> list[str]:
+        share = f"{self.forget} of {self.samples} samples are right after epoch {self.epoch}"
+        first = f"Forget fraction: {share} and wrong at the end."
         if not self.overfits:
-            return []
+            return [first]
         half = f"Half of that was lost for good by epoch {self.lost_by}."
         worst = [f"{c} ({self.classes['lost'][c]:.0%})" for c in self.worst_classes]
         listed = f", most of all {', '.join(worst[:5])}" if worst else ""
-        return [half, f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}."]
+        return [
+            first,
+            half,
+            f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}.",
+        ]
 
 
 def _networks(number: int) -> str:
@@ -225,8 +227,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     if val.epochs < 2:
         raise InputError("the record has one epoch; record two or more to see what is forgotten")
     if scores.at_chance(val.predicted, val.labels):
-        best = f"at most {val.accuracy.max():.1%} of the samples are right"
-        problem = f"no epoch is better than chance: {best}"
+        problem = f"no epoch is better than chance: {val.accuracy.max():.1%} are right at most"
         raise InputError(f"{problem}; are the labels in the order of the predictions?")
     fold_of = folds(val, FOLDS, split)
     mixed_epochs = _epochs_of(val)

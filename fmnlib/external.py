@@ -250,9 +250,8 @@ def distill_checkpoints(
     teacher = [
         (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
     ]
-    student = make().to(device)
     heaviest = max(members, key=lambda member: member[1])[0]
-    fit(student, read_state(heaviest, kind))
+    student = fit(make(), read_state(heaviest, kind)).to(device)
     settings = StudentConfig(teacher="checkpoints")
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
@@ -283,10 +282,8 @@ def _distill_batches(
     for _ in tqdm(range(config.epochs), "distilling", unit="epoch"):
         for batch in train.read():
             with torch.no_grad():
-                outputs = [
-                    (forward(network, batch, device), weight) for network, weight in teacher
-                ]
-                probs = torch.stack([w * out.float().softmax(1) for out, w in outputs]).sum(0)
+                mixed = [w * forward(net, batch, device).float().softmax(1) for net, w in teacher]
+                probs = torch.stack(mixed).sum(0)
             labels = torch.from_numpy(labels_of([batch])).to(device)
             logits = forward(student, batch, device)
             optimizer.zero_grad()

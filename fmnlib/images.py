@@ -200,7 +200,8 @@ def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, Im
     Raises:
         InputError: If the folder does not hold images in this way.
     """
-    classes = {part: _class_folders(root / part) for part in ("train", "test", "val")}
+    parts = ("train", "test", "val")
+    classes = {part: sorted(p.name for p in root.glob(f"{part}/*/")) for part in parts}
     held_out = next((part for part in ("test", "val") if classes[part] == classes["train"]), "")
     if not classes["train"] or not held_out:
         wanted = "train/CLASS/ and test/CLASS/ (or val/) of the same classes"
@@ -224,10 +225,6 @@ def open_animal10n(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles
         classes = [str(c) for c in range(10)]
         parts.append(ImageFiles(root / part, names, labels, classes, preprocessing))
     return parts[0], parts[1]
-
-
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def _usual_workers() -> int:

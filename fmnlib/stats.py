@@ -385,13 +385,12 @@ def gains(
     right |= others or {}
     rows = {}
     for name, mask in right.items():
-        gain = paired_gain(mask, right["single"])
-        ahead = paired_gain(right["fused"], mask)
-        ends = {"gain": gain.value, "low": gain.low, "high": gain.high}
-        ends |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
-        rows[name] = {"accuracy": float(mask.mean())} | ends
-    rows["single"] |= dict.fromkeys(("gain", "low", "high"), 0.0)
-    return pd.DataFrame(rows).T
+        gain, ahead = paired_gain(mask, right["single"]), paired_gain(right["fused"], mask)
+        rows[name] = [mask.mean(), *dataclasses.astuple(gain), *dataclasses.astuple(ahead)]
+    columns = ["accuracy", "gain", "low", "high", "ahead", "ahead_low", "ahead_high"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.loc["single", ["gain", "low", "high"]] = 0.0
+    return table
 
 
 def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fmnlib import noise
 from fmnlib.config import InputError
 from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, refuse_test, share_intervals, single
+from fmnlib.noise import noisy_labels
 from fmnlib.record import Result, RunRecord
 from fmnlib.scores import by_class
 from fmnlib.stats import score
@@ -100,23 +100,15 @@ def fewer(val: RunRecord, count: int) -> RunRecord:
     return val.take(np.sort(chosen), "val")
 
 
-def mislabelled(val: RunRecord, confused_with: Mapping[int, int]) -> RunRecord:
-    """A validation half with the label noise of its run: symmetric, asymmetric or none.
-
-    Asymmetric noise takes its map from `fmnlib.noise.confused_with`.
-    """
+def mislabelled(val: RunRecord) -> RunRecord:
+    """A validation half with the label noise of its run: symmetric, asymmetric or none."""
     refuse_test(val)
     if val.config is None:
         raise InputError("this record has no config; use the record of a trained run")
-    config = val.config
-    if config.noise == "none":
-        return val
-    if config.noise == "symmetric":
-        labels, _ = noise.symmetric(val.labels, val.classes, config.noise_rate, seed=0)
-    elif config.noise == "asymmetric":
-        labels, _ = noise.asymmetric(val.labels, confused_with, config.noise_rate, seed=0)
-    else:
-        raise InputError(f"the run's noise is {config.noise}; choose symmetric or asymmetric")
+    if val.config.noise not in ("none", "symmetric", "asymmetric"):
+        raise InputError(f"the run's noise is {val.config.noise}; choose symmetric or asymmetric")
+    config, every = dataclasses.replace(val.config, noise_seed=0), np.arange(len(val.labels))
+    labels, _ = noisy_labels(config, val.labels, every, val.classes)
     return dataclasses.replace(val, labels=labels)
 
 
