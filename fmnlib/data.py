@@ -106,11 +106,7 @@ class DataSet:
 
 
 def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
-    """The data set of a run.
-
-    Raises:
-        InputError: If the data set is unknown or not where it should be.
-    """
+    """The data set of a run, as `read` finds it: chosen, noisy, and on a device."""
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)

@@ -39,13 +39,15 @@ REGIMES: dict[str, dict[str, dict[str, Any]]] = {
 """What the two regimes change in each profile; memorising is classic overfitting."""
 NEIGHBOURS = 15
 
-_Part = tuple[Job, Mapping[str, Choice], Sequence[int]]  # with ways to choose, and splits
+Configs = Sequence[RunConfig]  # one for each setting and seed
+Seeds = Sequence[int]  # of trainings or of splits
+_Part = tuple[Job, Mapping[str, Choice], Seeds]  # with ways to choose, and splits
 
 
 def replicates(
     profile: str,
     settings: Sequence[tuple[str, float]],
-    seeds: Sequence[int],
+    seeds: Seeds,
     regimes: Sequence[str] = ("augmented", "memorising"),
     **changes: Any,
 ) -> list[RunConfig]:
@@ -71,10 +73,10 @@ def replicates(
 
 
 def compare(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     members: int = 3,
     teacher_views: int = 0,
     fresh: bool = False,
@@ -181,12 +183,7 @@ def _seconds(record: RunRecord) -> float:
 
 
 def compare_rivals(
-    configs: Sequence[RunConfig],
-    *,
-    item: str,
-    decay: float = 0.99,
-    splits: Sequence[int] = (),
-    fresh: bool = False,
+    configs: Configs, *, item: str, decay: float = 0.99, splits: Seeds = (), fresh: bool = False
 ) -> list[Result]:
     """Score three other uses of a run's budget and of the validation half's clean labels.
 
@@ -249,12 +246,12 @@ def ema(config: RunConfig, decay: float) -> Protocol:
 
 
 def compare_protocols(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
     networks: int = 5,
     decay: float = 0.99,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     fresh: bool = False,
 ) -> list[Result]:
     """Score snapshot ensembles, FGE, SWA and EMA in place of these runs; they select nothing.
@@ -317,10 +314,10 @@ def student_of_finals(name: str, teachers: Sequence[RunConfig], teacher_views: i
 
 
 def compare_students(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     members: int = 3,
     teacher_views: int = 0,
     fresh: bool = False,
@@ -340,11 +337,7 @@ def compare_students(
 
 
 def try_losses(
-    configs: Sequence[RunConfig],
-    losses: Sequence[Mapping[str, Any]],
-    *,
-    split: int = 0,
-    fresh: bool = False,
+    configs: Configs, losses: Sequence[Mapping[str, Any]], *, split: int = 0, fresh: bool = False
 ) -> list[list[float]]:
     """Accuracy of students of Knowledge Fusion on the validation half, for each loss and run.
 
