@@ -93,16 +93,6 @@ def test_share_accuracy_against_mixing():
     assert len(set(accuracies)) > 3
 
 
-def test_reliability_adds_up_to_confidence_and_accuracy():
-    record = make(2)
-    confidence, right = ablation.reliability(record, single(record), bins=7)
-    top = record.probs[-1].max(axis=1)
-    count = np.histogram(top, np.linspace(0, 1, 8))[0]
-    count = count[count > 0]
-    assert (confidence * count).sum() == pytest.approx(top.sum())
-    assert (right * count).sum() == pytest.approx(record.correct[-1].sum())
-
-
 def test_class_accuracy_against_counting():
     record = make(5)
     halves = [record.split(split)[1] for split in (0, 1)]

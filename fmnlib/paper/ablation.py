@@ -127,24 +127,6 @@ def share_accuracy(
     return ((lo < shares[:, None]) & (shares[:, None] < hi)).mean(axis=1)
 
 
-def reliability(
-    record: RunRecord, fusion: Fusion, bins: int = 10
-) -> tuple[Float64[np.ndarray, " used"], Float64[np.ndarray, " used"]]:
-    """Mean confidence and accuracy in equal bins of confidence; empty bins are left out.
-
-    >>> probs = np.array([[[0.75, 0.25], [0.75, 0.25], [0.95, 0.05]]])
-    >>> record = RunRecord.from_arrays(probs, [0, 1, 0])
-    >>> [values.tolist() for values in reliability(record, single(record))]
-    [[0.75, 0.95], [0.5, 1.0]]
-    """
-    from sklearn.calibration import calibration_curve
-
-    probs = fuse(record, fusion)
-    right = probs.argmax(axis=1) == record.labels
-    accuracy, confidence = calibration_curve(right, probs.max(axis=1), n_bins=bins)
-    return confidence, accuracy
-
-
 def class_accuracy(
     records: Sequence[RunRecord], splits: Sequence[int], choose: Choice
 ) -> Float64[np.ndarray, " classes"]:
