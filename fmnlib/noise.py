@@ -55,8 +55,12 @@ def noisy_labels(
         if config.dataset != "cifar100" or not path.exists():
             raise InputError(f"human noise is of cifar100 and lies in {path}; put it there")
         with np.load(path, allow_pickle=False) as stored:
-            noisy, flipped = human(labels, stored["clean_label"], stored["noisy_label"])
-        return noisy[chosen], flipped[chosen]
+            if not np.array_equal(labels, stored["clean_label"]):
+                raise InputError(
+                    f"the clean labels in {path} are not the data set's, in its order"
+                )
+            noisy = stored["noisy_label"][chosen]
+        return noisy, noisy != true
     return true, np.zeros(len(true), bool)
 
 
@@ -122,17 +126,6 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
     draws = np.random.default_rng(seed).random(len(labels))
     cumulative = matrix.cumsum(axis=1)[labels]
     noisy = np.minimum((draws[:, None] >= cumulative).sum(axis=1), len(matrix) - 1)
-    return noisy, noisy != labels
-
-
-def human(labels: Labels, clean: Labels, noisy: Labels) -> Noisy:
-    """Labels by human annotators, such as CIFAR-100N, checked to be in the order of `labels`.
-
-    >>> human(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]))[1].tolist()
-    [False, True]
-    """
-    if not np.array_equal(labels, clean):
-        raise InputError("the human labels' clean classes are not the data set's, in its order")
     return noisy, noisy != labels
 
 
