@@ -68,12 +68,11 @@ def fuse_files(
     preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
     if split < 0:
         raise InputError(f"the split's seed is {split}; give 0 or more")
-    record = None if tracked is None else load_tracked(tracked)
-    if record is None:
-        paths = find_checkpoints(files.checkpoints)
+    if tracked is None:
+        record, paths = None, find_checkpoints(files.checkpoints)
     else:
-        own = (tracked or Path()) / "checkpoints"
-        paths = [own / f"epoch_{epoch:04d}.safetensors" for epoch in range(record.epochs)]
+        record = load_tracked(tracked)
+        paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
     search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
     data, train = (
         None if source is None else open_labelled(source, preprocessing)
@@ -223,9 +222,7 @@ def average_checkpoints(
     BatchNorm's statistics, if there are any, are estimated again on the batches: inputs as the
     network takes them.
     """
-    states = (
-        (fit(make(), read_state(path, kind)).state_dict(), weight) for path, weight in members
-    )
+    states = ((_loaded(make, path, kind).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
 
 
@@ -247,11 +244,9 @@ def distill_checkpoints(
     them once; other inputs it predicts in every pass, since they may be shuffled. After each epoch
     the images of `val` are predicted, or where there are none, those of the training.
     """
-    teacher = [
-        (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
-    ]
+    teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
-    student = fit(make(), read_state(heaviest, kind)).to(device)
+    student = _loaded(make, heaviest, kind).to(device)
     settings = StudentConfig(teacher="checkpoints")
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
@@ -269,6 +264,10 @@ def distill_checkpoints(
         )
         student.load_state_dict(load_tensors(checkpoint_path(Path(folder), epochs - 1)))
     return student.eval()
+
+
+def _loaded(make: Maker, path: Path, kind: Kind) -> nn.Module:
+    return fit(make(), read_state(path, kind), str(path))
 
 
 def _distill_batches(

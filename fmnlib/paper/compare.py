@@ -93,14 +93,14 @@ def compare(
     parts: list[_Part] = []
     for config in configs:
         ensemble = [*itertools.islice(records, members)]
-        run, views = ensemble[0], 0 if config.augment == "none" else teacher_views
+        run = ensemble[0]
         for split in splits or [config.seed]:
             fusions = _fuse_run(run.split(split)[0])
             ways = {method: always(weights) for method, weights in fusions.items()}
             one = scored([run], [split], ways, item=item)
             one += [_score_neighbours(run, split, item)]
             of_runs.append([*one, _score_independent(ensemble, split, item)])
-            jobs = merged_jobs(config, fusions["best_probs"], fusions["kf"], views)
+            jobs = merged_jobs(config, fusions["best_probs"], fusions["kf"], teacher_views)
             parts += [(job, {method: single}, [split]) for method, job in jobs.items()]
     merged = iter(_score_jobs(parts, item, fresh))
     return [result for one in of_runs for result in (*one, *itertools.islice(merged, len(jobs)))]
@@ -108,10 +108,11 @@ def compare(
 
 def merged_jobs(config: RunConfig, best: Fusion, kf: Fusion, teacher_views: int) -> dict[str, Job]:
     """The jobs of putting the best epochs and Knowledge Fusion into one network, by method."""
+    views = 0 if config.augment == "none" else teacher_views
     return {
         "averaged_best": runs.averaged(config, "best", best),
         "averaged_kf": runs.averaged(config, "kf", kf),
-        "distilled_kf": runs.student(config, "kf", kf, teacher_views=teacher_views),
+        "distilled_kf": runs.student(config, "kf", kf, teacher_views=views),
     }
 
 

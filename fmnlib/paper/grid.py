@@ -33,7 +33,7 @@ class Cell:
     config: RunConfig  #: The run
     #: Compare with the papers' Table 3 and with the students of other teachers instead
     wider: bool = False
-    teacher_views: int = 0  #: Of its student, as in `StudentConfig`
+    teacher_views: int = 0  #: Of its student, as in `fmnlib.paper.compare.compare`
 
     @property
     def id(self) -> str:
@@ -100,8 +100,7 @@ def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
         for seed in seeds:
             drawn = {"noise_seed": seed} if plan.vary_noise else {}
             config = RunConfig.of_profile(plan.profile, **change, seed=seed, **drawn)
-            views = 0 if config.augment == "none" else plan.teacher_views
-            every.append(Cell(config, teacher_views=views))
+            every.append(Cell(config, teacher_views=plan.teacher_views))
     wide = every[: 3 * len(seeds)] if plan.wider else []
     return every + [dataclasses.replace(cell, wider=True) for cell in wide]
 
