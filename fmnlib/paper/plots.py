@@ -173,14 +173,6 @@ def order_of_error(
     return finish(ax, xlabel=xlabel, ylabel="largest relative error")
 
 
-def trend(ax: Axes, place: Curve, low: Curve, middle: Curve, high: Curve, label: str) -> Axes:
-    """The middle of each bin with its quartiles, on a logarithmic scale."""
-    spread = np.array([middle - low, high - middle])
-    ax.errorbar(place, middle, spread, color=BLACK, marker="o", capsize=3, label=label)
-    ax.set_yscale("log")
-    return finish(ax)
-
-
 def matched_curves(
     ax: Axes, curves: Sequence[tuple[str, Runs, Float[np.ndarray, "2 epochs"]]], ylabel: str
 ) -> Axes:
