@@ -1,8 +1,8 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
 import dataclasses
+import filecmp
 import functools
-import hashlib
 import json
 import os
 import runpy
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
@@ -41,38 +42,29 @@ from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_s
 
 Search = Callable[[RunRecord], Fusion]
 Maker = Callable[[], nn.Module]
+Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Labelled inputs of any kind, in the same order in each pass.
+    """Labelled inputs of any kind, in the same order in each pass."""
 
-    Attributes:
-        read: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them.
-        labels: True classes `[samples]`.
-        classes: Names of the classes; empty where nothing gives them.
-        images: The files of a folder of images; None for the batches of a function.
-    """
-
+    #: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them
     read: Callable[[], Iterable[Any]]
-    labels: np.ndarray
-    classes: list[str]
+    labels: np.ndarray  #: True classes `[samples]`
+    classes: list[str]  #: Names of the classes; empty where nothing gives them
+    #: The files of a folder of images; None for the batches of a function
     images: ImageFiles | None = None
 
 
 def fuse_files(
     files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
 ) -> dict[str, Any]:
-    """Run checkpoints on data, fuse them, write one network, and report its accuracy.
+    """Run checkpoints on data, fuse them, write one network, and report what that gains.
 
-    Args:
-        files: Checkpoints, data, and the files to write.
-        search: Finds the fusion on the validation half.
-        split: Seed that draws the halves.
-        tracked: A `Tracker`'s folder, whose checkpoints and predictions are taken.
-
-    Returns:
-        Test accuracies, gains with intervals, picks and files written, by name.
+    The checkpoints and predictions may be those of a `Tracker`'s folder. The search is given the
+    validation half, that the split draws. The report has test accuracies, gains with intervals,
+    picks and files written, by name.
 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
@@ -82,21 +74,25 @@ def fuse_files(
     preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
     if split < 0:
         raise InputError(f"the split's seed is {split}; give 0 or more")
-    record = None if tracked is None else load_tracked(tracked)
-    if record is None:
-        paths = find_checkpoints(files.checkpoints)
+    if tracked is None:
+        record, paths = None, find_checkpoints(files.checkpoints)
     else:
-        own = (tracked or Path()) / "checkpoints"
-        paths = [own / f"epoch_{epoch:04d}.safetensors" for epoch in range(record.epochs)]
+        record = load_tracked(tracked)
+        paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
     search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
     data, train = (
         None if source is None else open_labelled(source, preprocessing)
         for source in (files.data, files.train)
     )
     _check_data(data, train, record)
-    classes = record.classes if record is not None else _classes(data)
+    if record is not None:
+        classes = record.classes
+    else:
+        assert data is not None
+        classes = len(data.classes) or int(data.labels.max()) + 1
     make = maker(files.model, classes=classes, preprocessing=preprocessing)
-    if has_batchnorm(network := make()) and train is None and (data is None or not data.images):
+    normalized = has_batchnorm(network := make())
+    if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     where: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,8 +108,8 @@ def fuse_files(
         fusion, seen = search(val), data and _take(data, val.index)
         _check_there(members := weighted(paths, fusion))
 
-        def averaged(members: Sequence[tuple[Path, float]]) -> nn.Module:
-            batches = _inputs(train or seen, device) if has_batchnorm(network) else ()
+        def averaged(members: Members) -> nn.Module:
+            batches = _inputs(train or seen, device) if normalized else ()
             return average_checkpoints(make, members, batches, **where)
 
         if files.network == "averaged":
@@ -123,21 +119,23 @@ def fuse_files(
             options: Any = {"epochs": files.epochs, "lr": files.lr} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
-        names = checkpoint_names(paths)
+        names, images = checkpoint_names(paths), None if data is None else data.images
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
-        if data is not None and data.images is not None:
-            mixture |= {"classes": data.classes, "preprocessing": str(preprocessing)}
+        if images is not None:
+            mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         networks: dict[str, nn.Module] = {files.network: written}
         best = weighted(paths, best_epochs(val))
         if data is not None and all(path.exists() for path, _ in best):
             networks[f"averaged, {len(best)} best"] = averaged(best)
-        table = gains(val, test, fusion, _right(networks, data, test, device))
+        right = {} if data is None else _right(networks, data, test, device)
     report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
-    if data is not None and data.images is not None:
-        size = f"{len(record.labels)} of {len(data.classes)} classes"
-        report["images"] = f"{size}; {preprocessing}"
-    report |= gain_rows(table) | picks(fusion, names) | {"networks": fusion.networks}
+    if images is not None:
+        report["images"] = (
+            f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
+        )
+    report |= gain_rows(gains(val, test, fusion, right)) | picks(fusion, names)
+    report["networks"] = fusion.networks
     if data is None:
         report[f"test accuracy, {files.network}"] = "not measured; give --data"
     return report | {"written": f"{files.output}, {mixture_file}"}
@@ -190,23 +188,19 @@ def record_checkpoints(
     With a folder, probabilities are kept in a file there, mapped, instead of in memory.
     """
     model.to(device)
-    probs = predicted = None
-    for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
-        fit(model, read_state(path, kind), str(path))
-        rows = _predict(model, data, device, str(path))
-        if probs is None or predicted is None:
+    predicted: list[np.ndarray] = []
+    for path in tqdm(paths, "predicting", unit="checkpoint"):
+        rows = _predict(fit(model, read_state(path, kind), str(path)), data, device, str(path))
+        if not predicted:
             shape = (len(paths), *rows.shape)
-            predicted, probs = np.empty(shape[:2], np.int32), np.empty(shape, np.float16)
-            if folder is not None:
-                probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
-        predicted[row] = rows.argmax(1)  # before float16 makes ties
-        probs[row] = rows
-    assert probs is not None
-    assert predicted is not None
+            file = None if folder is None else folder / "probs.npy"
+            probs = open_memmap(file, "w+", np.float16, shape) if file else np.empty(shape, "f2")
+        probs[len(predicted)] = rows
+        predicted.append(rows.argmax(1).astype(np.int32))  # before float16 makes ties
     images = data.images
     return RunRecord(
         labels=data.labels,
-        predicted=predicted,
+        predicted=np.array(predicted),
         kept=np.arange(len(paths)),
         probs=probs,
         classes=probs.shape[2],
@@ -223,7 +217,7 @@ def weighted(paths: Sequence[Path], fusion: Fusion) -> list[tuple[Path, float]]:
 
 def average_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     batches: Iterable[Tensor],
     *,
     device: torch.device | str = "cpu",
@@ -234,15 +228,13 @@ def average_checkpoints(
     BatchNorm's statistics, if there are any, are estimated again on the batches: inputs as the
     network takes them.
     """
-    states = (
-        (fit(make(), read_state(path, kind)).state_dict(), weight) for path, weight in members
-    )
+    states = ((_loaded(make, path, kind).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
 
 
 def distill_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     train: Labelled,
     val: Labelled | None = None,
     *,
@@ -254,26 +246,14 @@ def distill_checkpoints(
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
-    with refined labels,
-    by SGD with `lr` as the peak learning rate. Images are not augmented, and the mixture predicts
-    them once; other inputs it predicts in every pass, since they may be shuffled.
-
-    Args:
-        make: Makes a network.
-        members: The mixture.
-        train: Inputs to learn, with their labels.
-        val: Inputs that are predicted after each epoch of images; the training's if none.
-        epochs: Passes over the training inputs.
-        lr: Peak learning rate.
-        device: Where.
-        kind: Which weights of a file.
+    with refined labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
+    mixture predicts
+    them once; other inputs it predicts in every pass, since they may be shuffled. After each epoch
+    the images of `val` are predicted, or where there are none, those of the training.
     """
-    teacher = [
-        (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
-    ]
-    student = make().to(device)
+    teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
-    fit(student, read_state(heaviest, kind))
+    student = _loaded(make, heaviest, kind).to(device)
     settings = StudentConfig(teacher="checkpoints", labels="refined", soft_share=REFINED_SHARE)
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
@@ -293,6 +273,10 @@ def distill_checkpoints(
     return student.eval()
 
 
+def _loaded(make: Maker, path: Path, kind: Kind) -> nn.Module:
+    return fit(make(), read_state(path, kind), str(path))
+
+
 def _distill_batches(
     student: nn.Module, teacher: Teacher, train: Labelled, config: RunConfig
 ) -> nn.Module:
@@ -304,10 +288,8 @@ def _distill_batches(
     for _ in tqdm(range(config.epochs), "distilling", unit="epoch"):
         for batch in train.read():
             with torch.no_grad():
-                outputs = [
-                    (forward(network, batch, device), weight) for network, weight in teacher
-                ]
-                probs = torch.stack([w * out.float().softmax(1) for out, w in outputs]).sum(0)
+                mixed = [w * forward(net, batch, device).float().softmax(1) for net, w in teacher]
+                probs = torch.stack(mixed).sum(0)
             labels = torch.from_numpy(labels_of([batch])).to(device)
             logits = forward(student, batch, device)
             optimizer.zero_grad()
@@ -350,12 +332,9 @@ def _of_images(images: ImageFiles) -> Labelled:
 def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
     """Batches that BatchNorm is estimated on."""
     assert source is not None
-    if source.images is not None:
-        # In order of class, a batch would have the statistics of one class.
-        images, generator = source.images, torch.Generator().manual_seed(0)
-        for batch in images.read(torch.randperm(len(images), generator=generator).split(100)):
-            yield images.preprocessing.normalize(batch.to(device))
-        return images.close()
+    if source.images is not None:  # in order of class, a batch would have the statistics of one
+        order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
+        source = _of_images(source.images.take(order.numpy()))
     for batch in source.read():
         if isinstance(batch, Mapping):
             raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")
@@ -368,11 +347,9 @@ def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
 
 
 def _right(
-    networks: Mapping[str, nn.Module], data: Labelled | None, test: RunRecord, device: torch.device
+    networks: Mapping[str, nn.Module], data: Labelled, test: RunRecord, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Which test samples each network gets right; nothing without data."""
-    if data is None:
-        return {}
+    """Which test samples each network gets right."""
     found = {name: _predict(network, data, device).argmax(1) for name, network in networks.items()}
     return {name: predicted[test.index] == test.labels for name, predicted in found.items()}
 
@@ -433,10 +410,6 @@ def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
         raise InputError(f"timm makes no {name!r} ({error}); see timm.list_models()") from error
 
 
-def _classes(data: Labelled | None) -> int:
-    return 0 if data is None else len(data.classes) or int(data.labels.max()) + 1
-
-
 def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord | None) -> None:
     """Refuse data that do not go together."""
     if data is not None and record is not None and not np.array_equal(data.labels, record.labels):
@@ -453,7 +426,7 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
     same = [
         file
         for file in few
-        if any(_digest(file) == _digest(other) for other in sizes.get(file.stat().st_size, []))
+        if any(filecmp.cmp(file, other, False) for other in sizes.get(file.stat().st_size, []))
     ]
     if len(same) > len(few) // 20:  # a few pictures may be equal by chance
         problem = f"{len(same)} of {len(few)} images of data, such as {same[0].name}, are in train"
@@ -466,11 +439,7 @@ def _paths(images: ImageFiles) -> list[Path]:
     return [images.root / os.fsdecode(name) for name in images.files.tolist()]
 
 
-def _digest(file: Path) -> bytes:
-    return hashlib.blake2b(file.read_bytes()).digest()
-
-
-def _check_there(members: Sequence[tuple[Path, float]]) -> None:
+def _check_there(members: Members) -> None:
     if missing := [path.name for path, _ in members if not path.exists()]:
         problem = f"the mixture needs {', '.join(missing[:3])}, of {len(missing)} that are missing"
         raise InputError(f"{problem}; note the model with every epoch, and keep its checkpoints")

@@ -53,13 +53,7 @@ class Watch:
 
 
 class WatchCallback:
-    """The common part of the callbacks that record every epoch with a `Watch`.
-
-    Args:
-        folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
-        batches: As in `Watch`.
-        **options: As in `Tracker`: overwrite, outputs, ids, groups.
-    """
+    """The common part of the callbacks that record every epoch with a `Watch`, as it is made."""
 
     watch: Watch | None = None  # stays None in all processes but the first
 

@@ -83,21 +83,18 @@ def checkpoint_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Args:
-        path: The file.
-        kind: Of a file that holds more, such as an optimiser's state, which entry: that of the
-            trained weights, or of their moving average.
+    """The state dictionary in a file, on the CPU: of the trained weights, or their moving average.
 
     Raises:
         InputError: If the file is damaged, lacks the entry, or holds no state dictionary.
     """
     foreign = _foreign(path)
+    objects = f"objects of {', '.join(foreign)}"
     try:
         stored = _load(path, foreign)
     except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
-        reason = f"it holds objects of {', '.join(foreign)}" if foreign else _reason(error)
+        told = " ".join(str(error).split())[:90] or "it ends too early"
+        reason = f"it holds {objects}" if foreign else told
         raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
     holds = dict(stored) if isinstance(stored, Mapping) else {}
     entries = [name for name in _ENTRIES[kind] if isinstance(holds.get(name), Mapping)]
@@ -110,7 +107,7 @@ def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     if not state or not all(map(torch.is_tensor, state.values())):
         content = _listed(holds) if holds else type(stored).__name__
         if any(isinstance(value, _Ignored) for value in (stored, *state.values())):
-            content = f"objects of {', '.join(foreign)}"
+            content = objects
         raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
     return state
 
@@ -170,10 +167,6 @@ def _load(path: Path, foreign: Sequence[str]) -> Any:
 def _listed(holds: Mapping[str, Any]) -> str:
     names = list(map(str, holds))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:90] or "it ends too early"
 
 
 def _is_ours(path: Path) -> bool:
