@@ -70,43 +70,20 @@ def fuse_files(
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
     """
     mixture_file = _check(files, tracked)
-    fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
-    preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
-    if split < 0:
-        raise InputError(f"the split's seed is {split}; give 0 or more")
-    if tracked is None:
-        record, paths = None, find_checkpoints(files.checkpoints)
-    else:
-        record = load_tracked(tracked)
-        paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
-    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
-    data, train = (
-        None if source is None else open_labelled(source, preprocessing)
-        for source in (files.data, files.train)
-    )
-    _check_data(data, train, record)
-    if record is not None:
-        classes = record.classes
-    else:
-        assert data is not None
-        classes = len(data.classes) or int(data.labels.max()) + 1
-    make = maker(files.model, classes=classes, preprocessing=preprocessing)
-    normalized = has_batchnorm(network := make())
+    at = _open(files, search, split, tracked)
+    record, data, train, make, device = at.record, at.data, at.train, at.make, at.device
+    normalized = has_batchnorm(at.network)
     if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     where: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
-        if record is None:
-            assert data is not None
-            record = record_checkpoints(network, paths, data, folder=Path(folder), **where)
-            _refuse_chance(record)
-            _refuse_foreign_batchnorm(network, data, record, device)
+        record = record or _record(at, files, Path(folder))
         if files.save_record is not None:
             record.save(files.save_record)
         val, test = record.split(split)
         assert val.index is not None
         fusion, seen = search(val), data and _take(data, val.index)
-        _check_there(members := weighted(paths, fusion))
+        _check_there(members := weighted(at.paths, fusion))
 
         def averaged(members: Members) -> nn.Module:
             batches = _inputs(train or seen, device) if normalized else ()
@@ -119,26 +96,51 @@ def fuse_files(
             options: Any = {"epochs": files.epochs, "lr": files.lr} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
-        names, images = checkpoint_names(paths), None if data is None else data.images
+        names, images = checkpoint_names(at.paths), None if data is None else data.images
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         if images is not None:
-            mixture |= {"classes": images.classes, "preprocessing": str(preprocessing)}
+            mixture |= {"classes": images.classes, "preprocessing": str(at.preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         networks: dict[str, nn.Module] = {files.network: written}
-        best = weighted(paths, best_epochs(val))
+        best = weighted(at.paths, best_epochs(val))
         if data is not None and all(path.exists() for path, _ in best):
             networks[f"averaged, {len(best)} best"] = averaged(best)
         right = {} if data is None else _right(networks, data, test, device)
-    report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
+    report: dict[str, Any] = {"checkpoints": len(at.paths), "first": names[0], "final": names[-1]}
     if images is not None:
         report["images"] = (
-            f"{len(record.labels)} of {len(images.classes)} classes; {preprocessing}"
+            f"{len(record.labels)} of {len(images.classes)} classes; {at.preprocessing}"
         )
     report |= gain_rows(gains(val, test, fusion, right)) | picks(fusion, names)
     report["networks"] = fusion.networks
     if data is None:
         report[f"test accuracy, {files.network}"] = "not measured; give --data"
     return report | {"written": f"{files.output}, {mixture_file}"}
+
+
+def mixture_on_training(
+    files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
+) -> tuple[np.ndarray, Labelled, Fusion]:
+    """Mix checkpoints as validation samples choose, and run the mixture on the training samples.
+
+    Returns:
+        Its probabilities `[samples, classes]`, the training samples, and the mixture.
+
+    Raises:
+        InputError: As in `fuse_files`.
+    """
+    _check_sources(files, tracked)
+    if files.train is None:
+        raise InputError("--train is missing; give the training samples, whose labels are ranked")
+    at = _open(files, search, split, tracked)
+    assert at.train is not None
+    with tempfile.TemporaryDirectory() as folder:
+        record = at.record or _record(at, files, Path(folder))
+        fusion = search(record.split(split)[0])
+    _check_there(members := weighted(at.paths, fusion))
+    networks = ((_loaded(at.make, path, files.weights), weight) for path, weight in members)
+    mixed = [weight * _predict(network, at.train, at.device) for network, weight in networks]
+    return np.stack(mixed).sum(axis=0), at.train, fusion
 
 
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
@@ -297,6 +299,55 @@ def _distill_batches(
             optimizer.step()
         schedule.step()
     return student.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """Checkpoints and what they are run on, checked before the long work begins."""
+
+    paths: list[Path]
+    record: RunRecord | None  # of a tracked folder
+    data: Labelled | None
+    train: Labelled | None
+    make: Maker
+    network: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+
+
+def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | None) -> _Opened:
+    fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
+    preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
+    if split < 0:
+        raise InputError(f"the split's seed is {split}; give 0 or more")
+    if tracked is None:
+        record, paths = None, find_checkpoints(files.checkpoints)
+    else:
+        record = load_tracked(tracked)
+        paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
+    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
+    data, train = (
+        None if source is None else open_labelled(source, preprocessing)
+        for source in (files.data, files.train)
+    )
+    _check_data(data, train, record)
+    if record is not None:
+        classes = record.classes
+    else:
+        assert data is not None
+        classes = len(data.classes) or int(data.labels.max()) + 1
+    make = maker(files.model, classes=classes, preprocessing=preprocessing)
+    return _Opened(paths, record, data, train, make, make(), preprocessing, device)
+
+
+def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
+    """The checkpoints' predictions of the validation samples, held in a folder."""
+    assert at.data is not None
+    where: Any = {"device": at.device, "kind": files.weights, "folder": folder}
+    record = record_checkpoints(at.network, at.paths, at.data, **where)
+    _refuse_chance(record)
+    _refuse_foreign_batchnorm(at.network, at.data, record, at.device)
+    return record
 
 
 def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
@@ -473,16 +524,20 @@ def _refuse_foreign_batchnorm(
         raise InputError(f"{problem}: {remedy}, or the checkpoints' statistics are stale")
 
 
-def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
-    """Refuse what cannot end well before the long work begins; the path of the second output."""
+def _check_sources(files: CheckpointFiles, tracked: Path | None) -> None:
     if not files.model or (files.data is None and tracked is None):
         needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
         raise InputError(f"{needed}, or FILE.py:FUNCTION")
-    if files.network == "distilled" and files.train is None:
-        raise InputError("--network distilled needs --train FOLDER of training images")
     if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
         problem = f"data and train are both {files.data}"
         raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
+
+
+def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
+    """Refuse what cannot end well before the long work begins; the path of the second output."""
+    _check_sources(files, tracked)
+    if files.network == "distilled" and files.train is None:
+        raise InputError("--network distilled needs --train FOLDER of training images")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":
