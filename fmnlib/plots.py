@@ -67,7 +67,7 @@ METHODS = {
     "student_single": Look("Distilled single", RED, "o"),
     "student_independent": Look("Distilled ×3", RED, "P"),
     "distilled_kf": Look("Distilled KF", RED, "*"),
-    "refined_kf": Look("Distilled KF, refined labels", RED, "X"),
+    "refined_kf": Look("Distilled KF, refined", RED, "X"),
     "uniform": Look("Uniform", GREEN, "o"),
     "kf_grid": Look("KF (∞), grid of 0.01", BLUE, "s"),
     "exhaustive": Look("KF, all epochs tried", RED, "D"),
