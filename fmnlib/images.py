@@ -98,10 +98,6 @@ class ImageFiles:
         size = self.preprocessing.size
         return len(self.files), len(self.preprocessing.mean), size, size
 
-    def close(self) -> None:
-        """End the worker processes; the next pass starts others."""
-        _LOADERS.pop(self, None)
-
     def take(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
         """Some of the images."""
         return dataclasses.replace(self, files=self.files[index], labels=self.labels[index])
