@@ -17,7 +17,7 @@ from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.checkpoint import load_tensors, newest_state, restore
 from fmnlib.config import Paused
 from fmnlib.data import load
-from fmnlib.step import Parts, make_optimizer
+from fmnlib.step import Parts, make_optimizer, make_scaler
 from fmnlib.training import build_model, train
 
 # Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
@@ -171,7 +171,8 @@ def test_what_an_optimiser_remembers_has_the_strides_of_its_parameters(tmp_path)
     assert found is not None
     assert found[0] == 0
     model = build_model(CONFIG, load(CONFIG))
-    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model))
+    scaler = make_scaler(CONFIG, torch.device("cpu"))
+    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model), scaler)
     restore(parts, found[1])
     for parameter, state in parts.optimizer.state.items():
         assert state["momentum_buffer"].stride() == parameter.stride()
