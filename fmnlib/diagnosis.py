@@ -172,8 +172,11 @@ class Diagnosis:
     def _why(self) -> str:
         late = f"{self.networks} late ones together" if self.networks > 1 else "the last one"
         lost = f"with networks around epoch {self.around}, {late} would gain {self.lost}"
-        fell = f"the accuracy of a network fell by {100 * self.fell.value:.1f} points"
-        fell += f" ({100 * self.fell.low:.1f} to {100 * self.fell.high:.1f})"
+        moved, ends, change = "fell", (self.fell.low, self.fell.high), self.fell.value
+        if change < 0:
+            moved, ends, change = "rose", (-self.fell.high, -self.fell.low), -change
+        fell = f"the accuracy of a network {moved} by {100 * change:.1f} points"
+        fell += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
         if self.verdict == "classic":
             more = "more was lost than that shows: " if self.unseen.low > 0 else ""
             return f"Classic overfitting: {fell}; {more}{lost}."

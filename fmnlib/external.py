@@ -168,7 +168,7 @@ def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
     if name.startswith("timm:"):
         return lambda: _from_timm(name.removeprefix("timm:"), classes, channels)
     if ".py" not in name:
-        return lambda: models.build(name, classes=classes, channels=channels, side=side)
+        return lambda: _ours(name, classes, channels, side)
     make = _function(name, "model")
     if not isinstance(network := make(), nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}; return the network")
@@ -346,7 +346,8 @@ def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
     where: Any = {"device": at.device, "kind": files.weights, "folder": folder}
     record = record_checkpoints(at.network, at.paths, at.data, **where)
     _refuse_chance(record)
-    _refuse_foreign_batchnorm(at.network, at.data, record, at.device)
+    best = read_state(at.paths[int(record.accuracy.argmax())], files.weights)
+    _refuse_foreign_batchnorm(fit(at.network, best), at.data, record, at.device)
     return record
 
 
@@ -450,6 +451,13 @@ def _function(name: str, what: str) -> Callable[[], Any]:
     return call
 
 
+def _ours(name: str, classes: int, channels: int, side: int) -> nn.Module:
+    try:
+        return models.build(name, classes=classes, channels=channels, side=side)
+    except InputError as error:
+        raise InputError(f"{error}; or give timm:NAME or FILE.py:FUNCTION") from error
+
+
 def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
     try:
         import timm
@@ -507,8 +515,9 @@ def _refuse_foreign_batchnorm(
 ) -> None:
     """Refuse images on which BatchNorm's statistics are far off: normalised in another way.
 
-    `model` has the weights of the last checkpoint. The rule: estimated anew, on at most a thousand
-    images, they would bring 10 points of accuracy or more for certain.
+    `model` has the weights of the best checkpoint, whose statistics are the least likely to lag
+    behind. The rule: estimated anew, on at most a thousand images, they would bring 5 points of
+    accuracy or more for certain.
     """
     few = np.sort(np.random.default_rng(0).permutation(len(record.labels))[:1000])
     some = _take(data, few)
@@ -516,12 +525,12 @@ def _refuse_foreign_batchnorm(
         return
     update_bn(_inputs(some, device), model.train())
     known = _predict(model.eval(), some, device).argmax(1) == some.labels
-    before = record.correct[-1][few]
-    if paired_gain(known, before).low > 0.1:
+    before = record.correct[record.accuracy.argmax()][few]
+    if paired_gain(known, before).low > 0.05:
         change = f"from {before.mean():.0%} to {known.mean():.0%}"
         problem = f"accuracy rises {change} when BatchNorm is estimated anew on these images"
-        remedy = "--mean, --std or --size are not those of the training"
-        raise InputError(f"{problem}: {remedy}, or the checkpoints' statistics are stale")
+        remedy = "give --mean, --std and --size of the training"
+        raise InputError(f"{problem}; {remedy}, or if they are, --data FILE.py:FUNCTION")
 
 
 def _check_sources(files: CheckpointFiles, tracked: Path | None) -> None:
@@ -537,7 +546,8 @@ def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
     """Refuse what cannot end well before the long work begins; the path of the second output."""
     _check_sources(files, tracked)
     if files.network == "distilled" and files.train is None:
-        raise InputError("--network distilled needs --train FOLDER of training images")
+        needed = "--network distilled needs --train"
+        raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":

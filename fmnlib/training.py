@@ -91,7 +91,8 @@ def train(
             step = Step(config, data, parts, criterion, world, graphs)
             recorder = Recorder(config, folder, data, parts.model) if world.first else None
             first = _resume(folder, parts, recorder, world)
-            epochs = tqdm(range(first, config.epochs), config.id, config.epochs, initial=first,
+            name = config.id if build is None else "distilling"  # another's network has no such id
+            epochs = tqdm(range(first, config.epochs), name, config.epochs, initial=first,
                           disable=not (progress and world.first))  # fmt: skip
             with (
                 torch.backends.cudnn.flags(enabled=True, benchmark=True),

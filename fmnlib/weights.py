@@ -65,9 +65,20 @@ def find_checkpoints(pattern: str) -> list[Path]:
     ]
     if copies:
         problem = f"{', '.join(copies[:3])} may be a copy of another checkpoint"
-        remedy = "give a pattern without it, such as 'ckpt/*[0-9].pt', or a name with its epoch"
-        raise InputError(f"{problem}; {remedy}")
+        remedy = f"give a pattern without it, such as {_pattern(paths, names, copies)!r}"
+        raise InputError(f"{problem}; {remedy}, or a name with its epoch")
     return paths
+
+
+def _pattern(paths: Sequence[Path], names: Sequence[str], copies: Sequence[str]) -> str:
+    """One that all files but the copies match, if it is simple; else an example."""
+    rest = [path for path, name in zip(paths, names, strict=True) if name not in copies]
+    for path in rest[:1]:
+        # All from the first digit of its name to the last one is what differs.
+        found = str(path.with_name(re.sub(r"\d(.*\d)?", "[0-9]*", path.name)))
+        if set(map(Path, glob.glob(found))) == set(rest):
+            return found
+    return "ckpt/*[0-9].pt"
 
 
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
