@@ -100,6 +100,8 @@ def snapshot(parts: Parts) -> dict[str, Tensor]:
         tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
     for number, state in parts.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    if parts.memory is not None:
+        tensors["loss.targets"] = parts.memory.targets
     return {name: value.clone() for name, value in tensors.items()}
 
 
@@ -113,6 +115,8 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(under(tensors, "ema."))
+    if parts.memory is not None:
+        parts.memory.targets.copy_(tensors["loss.targets"])
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in under(tensors, "optimizer.").items():

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fmnlib.config import RunConfig
 from fmnlib.data import Batch, DataSet
+from fmnlib.losses import Memory
 from fmnlib.models import autocast
 from fmnlib.parallel import World
 
@@ -25,11 +27,15 @@ EAGER_STEPS = 3  # of a batch size before its capture: libraries choose their ke
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What changes while a run trains; `ema` is the model itself where no average is kept."""
+    """What changes while a run trains; `ema` is the model itself where no average is kept.
+
+    `memory` is the loss's own, if it has one.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module
+    memory: Memory | None = None
 
 
 class Step:
@@ -44,7 +50,8 @@ class Step:
         graphs: Replay steps as CUDA graphs, on a GPU.
 
     Attributes:
-        losses: Loss of each training sample when it was last trained on, `[samples]`.
+        losses: Loss of each training sample when it was last trained on, `[samples]`; where
+            `config.loss` is one for label noise, its cross-entropy, so that runs compare.
         right: Whether it was predicted as its label says, `[samples]`.
     """
 
@@ -101,6 +108,8 @@ class Step:
         parts.optimizer.step()
         if parts.ema is not parts.model:
             _update_ema(parts.ema, parts.model, config.ema)
+        if config.loss != "cross_entropy":
+            loss = F.cross_entropy(logits, self.data.labels[batch.index], reduction="none")
         self.losses[batch.index] = loss.detach()
         self.right[batch.index] = logits.detach().argmax(1) == self.data.labels[batch.index]
 

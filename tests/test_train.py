@@ -57,8 +57,16 @@ def test_a_network_learns_the_digits(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "adamw", "lr": 1e-3}, {"ema": 0.9}, {"augment": "crop_flip"}],
-    ids=["sgd", "adamw", "ema", "augmented"],
+    [
+        {},
+        {"optimizer": "adamw", "lr": 1e-3},
+        {"ema": 0.9},
+        {"augment": "crop_flip"},
+        {"loss": "elr"},
+        {"loss": "sat", "loss_parameters": (0.9, 0.0)},
+        {"loss": "ps_kd"},
+    ],
+    ids=["sgd", "adamw", "ema", "augmented", "elr", "sat", "ps_kd"],
 )
 def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, monkeypatch):
     config = dataclasses.replace(SMALL, **changes)
@@ -222,11 +230,15 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("error:steps cannot be captured")
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_captured_step_is_the_eager_one(tmp_path, optimizer, monkeypatch):
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [("sgd", "cross_entropy"), ("adamw", "cross_entropy"), ("sgd", "elr"), ("sgd", "sat"),
+     ("sgd", "ps_kd")],
+)  # fmt: skip
+def test_a_captured_step_is_the_eager_one(tmp_path, optimizer, loss, monkeypatch):
     replayed, replay = [], Step._replay
     monkeypatch.setattr(Step, "_replay", lambda *given: (replayed.append(1), replay(*given)))
-    config = RunConfig(epochs=2, ema=0.9, augment="crop", optimizer=optimizer, lr=0.01)
+    config = RunConfig(epochs=2, ema=0.9, augment="crop", optimizer=optimizer, lr=0.01, loss=loss)
     graph, eager = (
         train(config, tmp_path / str(g), device="cuda", progress=False, graphs=g)
         for g in (True, False)
