@@ -1,5 +1,8 @@
 """fmnlib.losses: every loss is its equation, worked out by numpy in double precision."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from fmnlib import InputError, RunConfig
 from fmnlib.config import LOSSES
 from fmnlib.data import load
+from fmnlib.distillation import Member, student_config
 from fmnlib.losses import begin_epoch, new_memory, parameters, sample_losses
 from fmnlib.training import build_model, train
 
@@ -187,3 +191,12 @@ def test_a_loss_beside_a_criterion_is_refused(tmp_path):
     with pytest.raises(InputError, match="loss is 'gce' beside a criterion; leave one of them"):
         train(RunConfig(loss="gce"), tmp_path, criterion=lambda logits, batch: logits.sum(1))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_of_such_a_run_has_the_loss_of_students():
+    config = RunConfig(loss="elr", loss_parameters=(7.0, 0.9))
+    student = student_config(config, "kf", [Member(config, Path("run"), 3, 1.0)])
+    assert (student.loss, student.loss_parameters) == ("cross_entropy", ())
+    plain = dataclasses.replace(config, loss="cross_entropy", loss_parameters=())
+    other = student_config(plain, "kf", [Member(plain, Path("run"), 3, 1.0)])
+    assert student.teacher != other.teacher  # the teacher's digest names its loss
