@@ -116,9 +116,8 @@ class RunConfig:
     loss: Literal["cross_entropy", "gce", "sce", "elr", "sat", "ps_kd"] = "cross_entropy"
     """Cross-entropy, or one made for label noise: see `fmnlib.losses`."""
     loss_parameters: tuple[Number, ...] = ()
-    """Of gce q, of sce a and b, of elr strength and momentum, of sat momentum and start (a share
-    of the epochs), of ps_kd a; where not given the papers' for CIFAR-10. For CIFAR-100 they take
-    6 0.1 (sce) and 7 0.9 (elr)."""
+    """Of gce q; sce a, b; elr strength, momentum; sat momentum, start (share of the epochs); ps_kd
+    a. Default are the papers' for CIFAR-10; for CIFAR-100 they take 6 0.1 (sce), 7 0.9 (elr)."""
     label_smoothing: float = _range(0.0, 0, below=1)
     """Share of the target that is spread over all classes."""
     noise: str = "none"
@@ -173,8 +172,8 @@ class RunConfig:
     def _check_loss(self) -> None:
         known, given = LOSSES[self.loss], self.loss_parameters
         allowed = [f"{name} from {low:g} to {high:g}" for name, (_, low, high) in known.items()]
-        ranges = [(low, high) for _, low, high in known.values()]
-        fits = [low <= number <= high for number, (low, high) in zip(given, ranges, strict=False)]
+        pairs = zip(given, known.values(), strict=False)
+        fits = [low <= number <= high for number, (_, low, high) in pairs]
         if given and (len(given) != len(known) or not all(fits)):
             problem = f"loss_parameters is {given} with loss={self.loss}"
             raise InputError(f"{problem}; give {' and '.join(allowed) or 'none'}")

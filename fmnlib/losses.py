@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from fmnlib.config import LOSSES, RunConfig
 
-LOG_0 = -4.0  # what the reverse cross-entropy takes for log 0 (Wang et al. 2019)
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -51,7 +49,7 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor, a: float, b: float) 
     tensor([2.])
     """
     forward = F.cross_entropy(logits, labels, reduction="none")
-    return a * forward + b * LOG_0 * torch.expm1(-forward)
+    return a * forward - 4 * b * torch.expm1(-forward)
 
 
 def early_learning(
@@ -69,9 +67,8 @@ def early_learning(
     probs = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
     fixed = probs.detach()
     targets = momentum * targets + (1 - momentum) * fixed / fixed.sum(1, keepdim=True)
-    agreement = (targets * probs).sum(1)
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return losses + strength * torch.log1p(-agreement), targets
+    return losses + strength * torch.log1p(-(targets * probs).sum(1)), targets
 
 
 def self_adaptive(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +82,8 @@ def self_adaptive(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tenso
     (tensor([0.6931]), tensor([[0.7500, 0.2500]]))
     """
     targets = targets + share * (logits.detach().softmax(1) - targets)
-    weights = targets.amax(1)
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    return losses * weights / weights.mean(), targets
+    weights = targets.amax(1) / targets.amax(1).mean()
+    return weights * F.cross_entropy(logits, targets, reduction="none"), targets
 
 
 def progressive_self_distillation(
@@ -97,9 +93,8 @@ def progressive_self_distillation(
 
     In epoch e of E, from 0, share is a (e + 1) / E. Kim et al. (2021), and their code.
 
-    >>> before = torch.tensor([[0.0, 1.0]])
-    >>> half, labels = torch.tensor(0.5), torch.tensor([0])
-    >>> progressive_self_distillation(torch.zeros(1, 2), labels, before, half)
+    >>> half, before = torch.tensor(0.5), torch.tensor([[0.0, 1.0]])
+    >>> progressive_self_distillation(torch.zeros(1, 2), torch.tensor([0]), before, half)
     (tensor([0.6931]), tensor([[0.5000, 0.5000]]))
     """
     given = F.cross_entropy(logits, labels, reduction="none")
@@ -113,17 +108,14 @@ def parameters(config: RunConfig) -> tuple[float, ...]:
     >>> parameters(RunConfig(loss="elr"))
     (3.0, 0.7)
     """
-    defaults = tuple(default for default, _, _ in LOSSES[config.loss].values())
-    return config.loss_parameters or defaults
+    return config.loss_parameters or tuple(value for value, _, _ in LOSSES[config.loss].values())
 
 
 def new_memory(config: RunConfig, labels: Tensor, classes: int) -> Memory | None:
     """The memory of a run's loss before the first epoch; None for a loss without one."""
     if config.loss not in ("elr", "sat", "ps_kd"):
         return None
-    targets = F.one_hot(labels, classes).float()
-    if config.loss == "elr":
-        targets.zero_()
+    targets = F.one_hot(labels, classes).float() * (config.loss != "elr")
     return Memory(targets, torch.zeros((), device=labels.device))
 
 
@@ -139,15 +131,7 @@ def begin_epoch(config: RunConfig, memory: Memory, epoch: int) -> None:
 def sample_losses(
     config: RunConfig, logits: Tensor, labels: Tensor, index: Tensor, memory: Memory | None
 ) -> Tensor:
-    """The losses of a batch as a run's `loss` says, `[batch]`; its memory moves on.
-
-    Args:
-        config: The run.
-        logits: `[batch, classes]`.
-        labels: Given labels, `[batch]`.
-        index: Which training samples they are, `[batch]`.
-        memory: As `new_memory` made it.
-    """
+    """The losses of training samples `index`, `[batch]`, by `config.loss`; memory moves on."""
     values = parameters(config)
     if config.loss == "gce":
         return generalized_cross_entropy(logits, labels, *values)
@@ -162,7 +146,6 @@ def sample_losses(
     elif config.loss == "sat":
         losses, targets = self_adaptive(logits, targets, memory.share)
     else:
-        share = memory.share
-        losses, targets = progressive_self_distillation(logits, labels, targets, share)
+        losses, targets = progressive_self_distillation(logits, labels, targets, memory.share)
     memory.targets[index] = targets
     return losses

@@ -158,17 +158,11 @@ def human(
 
 
 def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
-    """The noise matrix that a run's final network has learnt, from true validation labels.
+    """The noise matrix that a run's final network has learnt, from its validation half.
 
     T_ij is the mean of p_j over the validation samples of class i (gold loss correction,
     Hendrycks et al. 2018). With classes of equal size 1 - trace(T) / classes estimates the noise
     rate; what the network gets wrong beside the noise counts with it.
-
-    Args:
-        val: The validation half of a run.
-
-    Raises:
-        InputError: If it is a test half, or lacks a class or the probabilities.
 
     >>> probs = np.array([[[0.7, 0.3], [0.5, 0.5], [0.1, 0.9]]])
     >>> estimated_matrix(RunRecord.from_arrays(probs, np.array([0, 0, 1]))).round(3).tolist()

@@ -27,10 +27,7 @@ EAGER_STEPS = 3  # of a batch size before its capture: libraries choose their ke
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What changes while a run trains; `ema` is the model itself where no average is kept.
-
-    `memory` is the loss's own, if it has one.
-    """
+    """What changes while a run trains; without an average `ema` is the model itself."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -50,8 +47,8 @@ class Step:
         graphs: Replay steps as CUDA graphs, on a GPU.
 
     Attributes:
-        losses: Loss of each training sample when it was last trained on, `[samples]`; where
-            `config.loss` is one for label noise, its cross-entropy, so that runs compare.
+        losses: Loss of each training sample when it was last trained on, `[samples]`;
+            with a loss made for label noise its cross-entropy, so that runs compare.
         right: Whether it was predicted as its label says, `[samples]`.
     """
 
