@@ -1,16 +1,16 @@
 """The command `fmn`: train, diagnose, fuse and distil runs, and build the book."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
 import re
-import runpy
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import App, CycloptsError, Parameter
@@ -36,6 +36,9 @@ from fmnlib.fusion import (
 from fmnlib.record import RunRecord
 from fmnlib.stats import Interval, gain_rows, gains, picks
 from fmnlib.tracker import is_tracked, load_tracked
+
+if TYPE_CHECKING:
+    from fmnlib.labels import TrainingSamples
 
 app = App(
     name="fmn",
@@ -105,7 +108,7 @@ def diagnose_run(
         from fmnlib.report import page
 
         val = record.split(split)[0] if record.half == "all" else record
-        fusion = None if val.probs is None else knowledge_fusion(val, start="best")
+        fusion = None if val.probs is None else _anchored(val)
         title = f"What {Path(run).name} forgot"
         write_whole(html, page(val, diagnosis, fusion, title=title).encode())
     overview = _overview(record)
@@ -242,29 +245,30 @@ def distill_run(
 
 @app.command(name="labels")
 def rank_labels(
-    run: str,
+    run: str = "",
     *,
-    train: Path | None = None,
+    files: Annotated[CheckpointFiles, Parameter(name="*")] = _NO_FILES,
     csv: Path = Path("labels.csv"),
     html: Path | None = None,
     split: int | None = None,
-    device: str = "auto",
     as_json: Json = False,
 ) -> None:
-    """Rank the training labels of a run: which are probably wrong, and what they should be.
+    """Rank training labels: which are probably wrong, and what they should be.
 
-    The mixture that `fmn fuse` wrote (or Knowledge Fusion from the best epoch, if none is there)
-    predicts the training samples once, without augmentation. A label is suspicious by the margin
-    by which another class is ahead of it; the share above 0 estimates the noise rate.
+    The mixture that `fmn fuse` wrote (or Knowledge Fusion, if none is there) predicts the training
+    samples once, without augmentation. A label is suspicious by the margin by which another class
+    is ahead of it; the share above 0 estimates the noise rate.
+
+    Of a Tracker's folder, --train is a second one, which noted the outputs for the training
+    samples after the same epochs; or with --model, the training samples themselves. Of checkpoints
+    from elsewhere (--checkpoints, --model, --data), it is these too.
 
     Args:
-        run: Folder of a run, the beginning of its name, or a Tracker's folder.
-        train: With a Tracker's folder, a second one, which noted the outputs for the training
-            samples after the same epochs.
+        run: Folder of a run or of a Tracker, or the beginning of a run's name.
+        files: Checkpoints from elsewhere, in place of a run, and what they are run on.
         csv: File for the ranking: index, file, given, suggested, score.
         html: File for a page of the most suspicious images.
         split: Seed that draws the halves; that of the fusion where not given.
-        device: cpu, cuda, or auto for a GPU if there is one.
         as_json: Print JSON.
     """
     from fmnlib import labels
@@ -272,31 +276,20 @@ def rank_labels(
     for path in filter(None, (csv, html)):
         if path.exists():
             raise InputError(f"{path} exists; give another name, or move it away")
-    folder, record = _find_folder(run), _load(run)
-    if folder is None or (record.config is None) != (train is not None):
-        needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"
-        raise InputError(f"the training samples of {run} are not known; {needed}")
-    fusion, _ = _fusion_of(folder, record, split)
-    if train is not None:
-        samples = labels.of_tracked(train, fusion)
-    else:
-        samples = labels.of_run(folder, record, fusion, device)
-    if html is not None and samples.images is None:
-        raise InputError("html is for images, and these samples are none; leave it out")
-    table = labels.suspects(
-        samples.probs, samples.given, files=samples.files, classes=samples.classes
-    )
+    samples, fusion = _training_samples(run, files, split)
+    names: Any = {"files": samples.files, "classes": samples.classes}
+    table = labels.suspects(samples.probs, samples.given, **names)
     write_whole(csv, table.to_csv(index=False).encode())
     if html is not None:
-        title = f"Labels of {Path(run).name} that look wrong"
+        if samples.images is None:
+            raise InputError(f"html is for images, and these samples are none; {csv} is written")
+        title = f"Labels of {Path(run or files.train or '').name} that look wrong"
         write_whole(html, labels.page(samples, table, title=title).encode())
-    found = {} if samples.wrong is None else labels.detection(table, samples.wrong)
     rows: dict[str, Any] = {"samples": len(table), "networks": fusion.networks}
     rows["estimated noise rate"] = labels.noise_rate(table)
-    if found:
-        assert samples.wrong is not None
-        rows["true noise rate"] = float(samples.wrong.mean())
-    _show(rows | found | {"written": ", ".join(map(str, filter(None, (csv, html))))}, as_json)
+    if samples.wrong is not None and (found := labels.detection(table, samples.wrong)):
+        rows |= {"true noise rate": float(samples.wrong.mean())} | found
+    _show(rows | {"written": ", ".join(map(str, filter(None, (csv, html))))}, as_json)
 
 
 @app.command(name="runs")
@@ -379,10 +372,12 @@ def book(
         seeds: Training seeds of every notebook in place of its own, to see what holds for others.
         as_json: Print JSON.
     """
-    builder = Path(__file__).parents[1] / "book" / "build.py"
-    if not builder.exists():
+    root = Path(__file__).parents[1]
+    if not (root / "book" / "build.py").exists():
         raise InputError("there is no book here; run from a clone of the repository")
-    page = str(runpy.run_path(str(builder))["build"](cached=cached, update=update, seeds=seeds))
+    sys.path.insert(0, str(root))
+    build = importlib.import_module("book.build").build
+    page = str(build(cached=cached, update=update, seeds=seeds))
     print(json.dumps({"page": page}) if as_json else page)
 
 
@@ -437,12 +432,38 @@ def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusi
     """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
     file = folder / "fusion.json"
     if not file.exists():
-        return knowledge_fusion(record.split(split or 0)[0], start="best"), split or 0
+        return _anchored(record.split(split or 0)[0]), split or 0
     fusion = Fusion.load(file)
     if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
         problem = f"the fusion was chosen on split {fusion.split} and split is {split}"
         raise InputError(f"{problem}; leave out --split, or `fmn fuse --split {split}` first")
     return fusion, (fusion.split if split is None else split) or 0
+
+
+def _training_samples(
+    run: str, files: CheckpointFiles, split: int | None
+) -> tuple["TrainingSamples", Fusion]:
+    """What a mixture predicts for training samples, wherever they are, and the mixture."""
+    from fmnlib import labels
+
+    if bool(run) == bool(files.checkpoints):
+        options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
+        raise InputError(f"give a run, or {options}")
+    if files.model:
+        tracked = Path(run) if run else None
+        return labels.of_files(files, _anchored, split or 0, tracked)
+    folder, record = _find_folder(run), _load(run)
+    if folder is None or (record.config is None) != (files.train is not None):
+        needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"
+        raise InputError(f"the training samples of {run} are not known; {needed}")
+    fusion, _ = _fusion_of(folder, record, split)
+    if files.train is not None:
+        return labels.of_tracked(files.train, fusion), fusion
+    return labels.of_run(folder, record, fusion, files.device), fusion
+
+
+def _anchored(val: RunRecord) -> Fusion:
+    return knowledge_fusion(val, start="best")
 
 
 def _overview(record: RunRecord) -> dict[str, Any]:

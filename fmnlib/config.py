@@ -132,8 +132,8 @@ class RunConfig:
     """Keep probabilities and checkpoint of every k-th epoch (of the tail, if any) and the last."""
     keep: tuple[int, ...] = ()
     """Keep those of these epochs and of the last one instead."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the networks; auto is bfloat16 on a GPU, float32 on a CPU."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those before 8.0."""
     seed: int = _range(0, 0, below=2**31)
     """Initialisation, order of the data, augmentation."""
     noise_seed: int = _range(0, 0, below=2**31)

@@ -26,57 +26,40 @@ Source = tuple[Images, np.ndarray, Images, np.ndarray]
 
 STATISTICS_SAMPLES = 2000  # of a large folder give mean and deviation of the pixels
 
-_TORCHVISION = {
-    "mnist": ("MNIST", "mnist"),
-    "fashion_mnist": ("FashionMNIST", "fashionmnist"),
-    "cifar10": ("CIFAR10", "cifar10"),
-    "cifar100": ("CIFAR100", "cifar100"),
+_TORCHVISION = {  # its names of the data sets
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Training images as a step sees them.
+    """Training images as a step sees them."""
 
-    Attributes:
-        images: Augmented and normalised, float `[batch, channels, side, side]`.
-        index: Which training samples they are, `[batch]`.
-        view: Which view of the pool each one shows, `[batch]`; 0 without a pool.
-    """
-
-    images: Tensor
-    index: Tensor
-    view: Tensor
+    images: Tensor  #: Augmented and normalised, float `[batch, channels, side, side]`
+    index: Tensor  #: Which training samples they are, `[batch]`
+    view: Tensor  #: Which view of the pool each one shows, `[batch]`; 0 without a pool
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Training and evaluation data of a run; labels, and images that fit, lie on its device.
+    """Training and evaluation data of a run; labels, and images that fit, lie on its device."""
 
-    Attributes:
-        images: Training images, uint8 `[samples, channels, side, side]`, or their files.
-        labels: The labels to train on, noise included, `[samples]`.
-        flipped: Which labels are wrong, `[samples]`.
-        eval_images: Images to record, or their files.
-        eval_labels: Their true classes.
-        classes: Number of classes.
-        mean: Mean of the training images per channel, in units of 255.
-        std: Standard deviation likewise.
-        view_pool: Crops and flips `[views, 3, samples]` that each image has to choose from, as
-            `sample_crop_flip` draws them, where they are not drawn anew in each epoch.
-        files: Where the training images come from, if from files.
-    """
-
+    #: Training images, uint8 `[samples, channels, side, side]`, or their files
     images: Tensor | ImageFiles
-    labels: Tensor
-    flipped: Tensor
-    eval_images: Tensor | ImageFiles
-    eval_labels: Tensor
-    classes: int
-    mean: Tensor
-    std: Tensor
+    labels: Tensor  #: The labels to train on, noise included, `[samples]`
+    flipped: Tensor  #: Which labels are wrong, `[samples]`
+    eval_images: Tensor | ImageFiles  #: Images to record, or their files
+    eval_labels: Tensor  #: Their true classes
+    classes: int  #: Number of classes
+    mean: Tensor  #: Mean of the training images per channel, in units of 255
+    std: Tensor  #: Standard deviation likewise
+    #: Crops and flips `[views, 3, samples]` that each image has to choose from, as
+    #: `sample_crop_flip` draws them, where they are not drawn anew in each epoch
     view_pool: Tensor | None = None
-    files: ImageFiles | None = None
+    files: ImageFiles | None = None  #: Where the training images come from, if from files
 
     @property
     def device(self) -> torch.device:
@@ -97,10 +80,8 @@ class DataSet:
     def batches(self, indices: Sequence[Tensor], augment: str, seed: int) -> Iterator[Batch]:
         """Training images as an epoch shows them: augmented and normalised.
 
-        Args:
-            indices: The samples of each batch.
-            augment: none, crop or crop_flip.
-            seed: Source of the randomness; with a sample's index it decides its crop and flip.
+        With a sample's index the seed decides its crop and flip; `augment` is none, crop or
+        crop_flip.
         """
         samples, generator = len(self.labels), torch.Generator(self.device).manual_seed(seed)
         view = torch.zeros(samples, dtype=torch.long, device=self.device)
@@ -116,12 +97,7 @@ class DataSet:
             yield Batch(self.normalize(images), index, view[index])
 
     def gather(self, images: Tensor | ImageFiles, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Batches of uint8 images, on the device.
-
-        Args:
-            images: `self.images` or `self.eval_images`.
-            indices: The samples of each batch.
-        """
+        """Batches of uint8 images, `self.images` or `self.eval_images`, on the device."""
         if isinstance(images, Tensor):
             yield from (images[index] for index in indices)
             return
@@ -131,11 +107,7 @@ class DataSet:
 
 
 def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
-    """The data set of a run.
-
-    Raises:
-        InputError: If the data set is unknown or not where it should be.
-    """
+    """The data set of a run, as `read` finds it: chosen, noisy, and on a device."""
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
@@ -208,25 +180,21 @@ def read(config: RunConfig) -> Source:
 
 def download(dataset: str) -> Path:
     """Fetch one of torchvision's data sets into `data_root()`."""
-    name, folder = _torchvision(dataset)
     import torchvision.datasets
 
+    name, folder = _torchvision(dataset)
     try:
-        getattr(torchvision.datasets, name)(data_root() / folder, download=True)
+        getattr(torchvision.datasets, name)(folder, download=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} cannot be fetched ({reason}); is there a network?") from error
-    return data_root() / folder
+    return folder
 
 
 def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Draw a crop, and a flip, for each sample.
+    """Draw a crop, and a flip, for each sample, on the device of the generator.
 
-    Args:
-        augment: crop (shifts by up to an eighth of the side) or crop_flip.
-        side: Of the images, in pixels.
-        samples: How many to draw.
-        generator: Source of the randomness; its device is the result's.
+    Crops (of crop and crop_flip) are shifts by up to an eighth of the side, which is in pixels.
 
     Returns:
         Integers `[3, samples]`: rows and columns to shift by, which count from 0 (`side // 8` is
@@ -242,9 +210,8 @@ def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Gen
 def apply_crop_flip(images: Tensor, transforms: Tensor) -> Tensor:
     """Crop and flip images; what a shift moves in is black.
 
-    Args:
-        images: uint8 `[batch, channels, side, side]`.
-        transforms: Integers `[3, batch]`, as `sample_crop_flip` draws them.
+    Images are uint8 `[batch, channels, side, side]`, transforms `[3, batch]` are integers as
+    `sample_crop_flip` draws them.
 
     >>> image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     >>> apply_crop_flip(image, torch.tensor([[2], [1], [0]]))[0, 0, 0, :3].tolist()
@@ -310,18 +277,18 @@ def _digits() -> Source:
     return images[:1000], labels[:1000], images[1000:], labels[1000:]
 
 
-def _torchvision(dataset: str) -> tuple[str, str]:
+def _torchvision(dataset: str) -> tuple[str, Path]:
+    """The name of a data set in torchvision, and the folder where it lies."""
     if dataset not in _TORCHVISION:
         known = ", ".join(["digits", *_TORCHVISION, "animal10n", "wave", "folder:PATH"])
         raise InputError(f"dataset is {dataset!r}; known are {known}")
-    return _TORCHVISION[dataset]
+    return _TORCHVISION[dataset], data_root() / _TORCHVISION[dataset].lower()
 
 
 def _from_torchvision(dataset: str) -> Source:
     import torchvision.datasets
 
-    name, folder = _torchvision(dataset)
-    root = data_root() / folder
+    name, root = _torchvision(dataset)
     try:
         parts = [getattr(torchvision.datasets, name)(root, train=train) for train in (True, False)]
     except Exception as error:  # torchvision asserts, unpickles and slices what it reads

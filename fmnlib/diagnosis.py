@@ -52,61 +52,41 @@ Spans = tuple[tuple[int, int], ...]  # from one epoch to before another, of thos
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """Something to do in place of the final network.
+    """Something to do in place of the final network."""
 
-    Attributes:
-        name: What it is, with the epoch where it is one.
-        networks: Networks that one prediction takes.
-        gain: Over the final network.
-        behind: How much the best of the options gains over this one.
-    """
-
-    name: str
-    networks: int
-    gain: Gain
-    behind: Gain
+    name: str  #: What it is, with the epoch where it is one
+    networks: int  #: Networks that one prediction takes
+    gain: Gain  #: Over the final network
+    behind: Gain  #: How much the best of the options gains over this one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The result of `diagnose`.
+    """The result of `diagnose`."""
 
-    Attributes:
-        samples: Validation samples it rests on.
-        epochs: Epochs of the run.
-        epoch: The epoch of the largest forget fraction.
-        forget: The largest forget fraction, cross-fitted.
-        lost_by: The epoch by which half of what `epoch` knew and the end does not was lost.
-        networks: Networks of each mixture that the verdict compares.
-        around: The earlier epoch around which the run knew what it lost.
-        fell: How much the accuracy of a network fell, from those around an earlier epoch to the
-            last ones.
-        lost: Knowledge that the late ones, together, do not have: what a mixture of the networks
-            around an earlier epoch, or of half of them and half of the last ones, gains over a
-            mixture of late ones.
-        unseen: `lost` less `fell`: what the accuracy does not show.
-        classes: A row a class, by name where the record knows names: samples, the share that is
-            forgotten, and `lost` within the class with the ends of an interval; intervals hold
-            for all classes together (Bonferroni).
-        early_epoch: Where early stopping stops.
-        options: What can be done, the cheapest first.
-        over_free: Gain of Knowledge Fusion over the best option that needs no search; None
-            without probabilities.
-    """
-
-    samples: int
-    epochs: int
-    epoch: int
-    forget: Interval
+    samples: int  #: Validation samples it rests on
+    epochs: int  #: Epochs of the run
+    epoch: int  #: The epoch of the largest forget fraction
+    forget: Interval  #: The largest forget fraction, cross-fitted
+    #: The epoch by which half of what `epoch` knew and the end does not was lost
     lost_by: int | None
-    networks: int
-    around: int
+    networks: int  #: Networks of each mixture that the verdict compares
+    around: int  #: The earlier epoch around which the run knew what it lost
+    #: How much the accuracy of a network fell, from those around an earlier epoch to the last ones
     fell: Gain
+    #: Knowledge that the late ones, together, do not have: what a mixture of the networks around
+    #: an earlier epoch, or of half of them and half of the last ones, gains over a mixture of late
+    #: ones
     lost: Gain
-    unseen: Gain
+    unseen: Gain  #: `lost` less `fell`: what the accuracy does not show
+    #: A row a class, by name where the record knows names: samples, the share that is forgotten,
+    #: and `lost` within the class with the ends of an interval; intervals hold for all classes
+    #: together (Bonferroni)
     classes: pd.DataFrame
-    early_epoch: int
-    options: tuple[Option, ...]
+    early_epoch: int  #: Where early stopping stops
+    options: tuple[Option, ...]  #: What can be done, the cheapest first
+    #: Gain of Knowledge Fusion over the best option that needs no search; None without
+    #: probabilities
     over_free: Gain | None
 
     @property
@@ -151,7 +131,7 @@ class Diagnosis:
     @property
     def sentences(self) -> list[str]:
         """The diagnosis in plain words: what to do, and why."""
-        return [self._advice(), *self._over_free(), self._why(), self._forgotten(), *self._since()]
+        return [self._advice(), self._over_free(), self._why(), *self._forgotten()]
 
     def __str__(self) -> str:
         """The first sentence, what each option gains, and why; lines of at most 76 characters."""
@@ -184,16 +164,19 @@ class Diagnosis:
         others = "no option that costs more is certainly better on these samples"
         return f"{action}: {best.gain} over the final network{how}; {others}."
 
-    def _over_free(self) -> list[str]:
+    def _over_free(self) -> str:
         if self.over_free is None:
-            return ["Mixtures are not scored: the record holds no probabilities."]
-        return [f"Knowledge Fusion less the best of those that need no search: {self.over_free}."]
+            return "Mixtures are not scored: the record holds no probabilities."
+        return f"Knowledge Fusion less the best of those that need no search: {self.over_free}."
 
     def _why(self) -> str:
         late = f"{self.networks} late ones together" if self.networks > 1 else "the last one"
         lost = f"with networks around epoch {self.around}, {late} would gain {self.lost}"
-        fell = f"the accuracy of a network fell by {100 * self.fell.value:.1f} points"
-        fell += f" ({100 * self.fell.low:.1f} to {100 * self.fell.high:.1f})"
+        moved, ends, change = "fell", (self.fell.low, self.fell.high), self.fell.value
+        if change < 0:
+            moved, ends, change = "rose", (-self.fell.high, -self.fell.low), -change
+        fell = f"the accuracy of a network {moved} by {100 * change:.1f} points"
+        fell += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
         if self.verdict == "classic":
             more = "more was lost than that shows: " if self.unseen.low > 0 else ""
             return f"Classic overfitting: {fell}; {more}{lost}."
@@ -202,17 +185,19 @@ class Diagnosis:
         limit = "" if self.epochs > 3 else "; fewer than four epochs do not show more"
         return f"Nothing beyond churn is certain: {fell}; {lost}{limit}."
 
-    def _forgotten(self) -> str:
-        share = f"{self.forget} of {self.samples} samples"
-        return f"Forget fraction: {share} are right after epoch {self.epoch} and wrong at the end."
-
-    def _since(self) -> list[str]:
+    def _forgotten(self) -> list[str]:
+        share = f"{self.forget} of {self.samples} samples are right after epoch {self.epoch}"
+        first = f"Forget fraction: {share} and wrong at the end."
         if not self.overfits:
-            return []
+            return [first]
         half = f"Half of that was lost for good by epoch {self.lost_by}."
         worst = [f"{c} ({self.classes['lost'][c]:.0%})" for c in self.worst_classes]
         listed = f", most of all {', '.join(worst[:5])}" if worst else ""
-        return [half, f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}."]
+        return [
+            first,
+            half,
+            f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}.",
+        ]
 
 
 def _networks(number: int) -> str:
@@ -245,8 +230,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     if val.epochs < 2:
         raise InputError("the record has one epoch; record two or more to see what is forgotten")
     if scores.at_chance(val.predicted, val.labels):
-        best = f"at most {val.accuracy.max():.1%} of the samples are right"
-        problem = f"no epoch is better than chance: {best}"
+        problem = f"no epoch is better than chance: {val.accuracy.max():.1%} are right at most"
         raise InputError(f"{problem}; are the labels in the order of the predictions?")
     fold_of = folds(val, FOLDS, split)
     mixed_epochs = _epochs_of(val)

@@ -1,8 +1,8 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
 import dataclasses
+import filecmp
 import functools
-import hashlib
 import json
 import os
 import runpy
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
@@ -41,79 +42,51 @@ from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_s
 
 Search = Callable[[RunRecord], Fusion]
 Maker = Callable[[], nn.Module]
+Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Labelled inputs of any kind, in the same order in each pass.
+    """Labelled inputs of any kind, in the same order in each pass."""
 
-    Attributes:
-        read: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them.
-        labels: True classes `[samples]`.
-        classes: Names of the classes; empty where nothing gives them.
-        images: The files of a folder of images; None for the batches of a function.
-    """
-
+    #: Begins a pass over batches, as `fmnlib.watch.predict_batches` takes them
     read: Callable[[], Iterable[Any]]
-    labels: np.ndarray
-    classes: list[str]
+    labels: np.ndarray  #: True classes `[samples]`
+    classes: list[str]  #: Names of the classes; empty where nothing gives them
+    #: The files of a folder of images; None for the batches of a function
     images: ImageFiles | None = None
 
 
 def fuse_files(
     files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
 ) -> dict[str, Any]:
-    """Run checkpoints on data, fuse them, write one network, and report its accuracy.
+    """Run checkpoints on data, fuse them, write one network, and report what that gains.
 
-    Args:
-        files: Checkpoints, data, and the files to write.
-        search: Finds the fusion on the validation half.
-        split: Seed that draws the halves.
-        tracked: A `Tracker`'s folder, whose checkpoints and predictions are taken.
-
-    Returns:
-        Test accuracies, gains with intervals, picks and files written, by name.
+    The checkpoints and predictions may be those of a `Tracker`'s folder. The search is given the
+    validation half, that the split draws. The report has test accuracies, gains with intervals,
+    picks and files written, by name.
 
     Raises:
         InputError: If a file or folder is missing or does not fit, or would be overwritten.
     """
     mixture_file = _check(files, tracked)
-    fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
-    preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
-    if split < 0:
-        raise InputError(f"the split's seed is {split}; give 0 or more")
-    record = None if tracked is None else load_tracked(tracked)
-    if record is None:
-        paths = find_checkpoints(files.checkpoints)
-    else:
-        own = (tracked or Path()) / "checkpoints"
-        paths = [own / f"epoch_{epoch:04d}.safetensors" for epoch in range(record.epochs)]
-    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
-    data, train = (
-        None if source is None else open_labelled(source, preprocessing)
-        for source in (files.data, files.train)
-    )
-    _check_data(data, train, record)
-    classes = record.classes if record is not None else _classes(data)
-    make = maker(files.model, classes=classes, preprocessing=preprocessing)
-    if has_batchnorm(network := make()) and train is None and (data is None or not data.images):
+    at = _open(files, search, split, tracked)
+    record, data, train, make, device = at.record, at.data, at.train, at.make, at.device
+    normalized = has_batchnorm(at.network)
+    if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     where: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
-        if record is None:
-            assert data is not None
-            record = record_checkpoints(network, paths, data, folder=Path(folder), **where)
-            _refuse_chance(record)
-            _refuse_foreign_batchnorm(network, data, record, device)
+        record = record or _record(at, files, Path(folder))
         if files.save_record is not None:
             record.save(files.save_record)
         val, test = record.split(split)
         assert val.index is not None
         fusion, seen = search(val), data and _take(data, val.index)
-        _check_there(members := weighted(paths, fusion))
+        _check_there(members := weighted(at.paths, fusion))
 
-        def averaged(members: Sequence[tuple[Path, float]]) -> nn.Module:
-            batches = _inputs(train or seen, device) if has_batchnorm(network) else ()
+        def averaged(members: Members) -> nn.Module:
+            batches = _inputs(train or seen, device) if normalized else ()
             return average_checkpoints(make, members, batches, **where)
 
         if files.network == "averaged":
@@ -123,24 +96,51 @@ def fuse_files(
             options: Any = {"epochs": files.epochs, "lr": files.lr} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
-        names = checkpoint_names(paths)
+        names, images = checkpoint_names(at.paths), None if data is None else data.images
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
-        if data is not None and data.images is not None:
-            mixture |= {"classes": data.classes, "preprocessing": str(preprocessing)}
+        if images is not None:
+            mixture |= {"classes": images.classes, "preprocessing": str(at.preprocessing)}
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         networks: dict[str, nn.Module] = {files.network: written}
-        best = weighted(paths, best_epochs(val))
+        best = weighted(at.paths, best_epochs(val))
         if data is not None and all(path.exists() for path, _ in best):
             networks[f"averaged, {len(best)} best"] = averaged(best)
-        table = gains(val, test, fusion, _right(networks, data, test, device))
-    report: dict[str, Any] = {"checkpoints": len(paths), "first": names[0], "final": names[-1]}
-    if data is not None and data.images is not None:
-        size = f"{len(record.labels)} of {len(data.classes)} classes"
-        report["images"] = f"{size}; {preprocessing}"
-    report |= gain_rows(table) | picks(fusion, names) | {"networks": fusion.networks}
+        right = {} if data is None else _right(networks, data, test, device)
+    report: dict[str, Any] = {"checkpoints": len(at.paths), "first": names[0], "final": names[-1]}
+    if images is not None:
+        report["images"] = (
+            f"{len(record.labels)} of {len(images.classes)} classes; {at.preprocessing}"
+        )
+    report |= gain_rows(gains(val, test, fusion, right)) | picks(fusion, names)
+    report["networks"] = fusion.networks
     if data is None:
         report[f"test accuracy, {files.network}"] = "not measured; give --data"
     return report | {"written": f"{files.output}, {mixture_file}"}
+
+
+def mixture_on_training(
+    files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
+) -> tuple[np.ndarray, Labelled, Fusion]:
+    """Mix checkpoints as validation samples choose, and run the mixture on the training samples.
+
+    Returns:
+        Its probabilities `[samples, classes]`, the training samples, and the mixture.
+
+    Raises:
+        InputError: As in `fuse_files`.
+    """
+    _check_sources(files, tracked)
+    if files.train is None:
+        raise InputError("--train is missing; give the training samples, whose labels are ranked")
+    at = _open(files, search, split, tracked)
+    assert at.train is not None
+    with tempfile.TemporaryDirectory() as folder:
+        record = at.record or _record(at, files, Path(folder))
+        fusion = search(record.split(split)[0])
+    _check_there(members := weighted(at.paths, fusion))
+    networks = ((_loaded(at.make, path, files.weights), weight) for path, weight in members)
+    mixed = [weight * _predict(network, at.train, at.device) for network, weight in networks]
+    return np.stack(mixed).sum(axis=0), at.train, fusion
 
 
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
@@ -168,7 +168,7 @@ def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
     if name.startswith("timm:"):
         return lambda: _from_timm(name.removeprefix("timm:"), classes, channels)
     if ".py" not in name:
-        return lambda: models.build(name, classes=classes, channels=channels, side=side)
+        return lambda: _ours(name, classes, channels, side)
     make = _function(name, "model")
     if not isinstance(network := make(), nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}; return the network")
@@ -190,23 +190,19 @@ def record_checkpoints(
     With a folder, probabilities are kept in a file there, mapped, instead of in memory.
     """
     model.to(device)
-    probs = predicted = None
-    for row, path in enumerate(tqdm(paths, "predicting", unit="checkpoint")):
-        fit(model, read_state(path, kind), str(path))
-        rows = _predict(model, data, device, str(path))
-        if probs is None or predicted is None:
+    predicted: list[np.ndarray] = []
+    for path in tqdm(paths, "predicting", unit="checkpoint"):
+        rows = _predict(fit(model, read_state(path, kind), str(path)), data, device, str(path))
+        if not predicted:
             shape = (len(paths), *rows.shape)
-            predicted, probs = np.empty(shape[:2], np.int32), np.empty(shape, np.float16)
-            if folder is not None:
-                probs = np.lib.format.open_memmap(folder / "probs.npy", "w+", np.float16, shape)
-        predicted[row] = rows.argmax(1)  # before float16 makes ties
-        probs[row] = rows
-    assert probs is not None
-    assert predicted is not None
+            file = None if folder is None else folder / "probs.npy"
+            probs = open_memmap(file, "w+", np.float16, shape) if file else np.empty(shape, "f2")
+        probs[len(predicted)] = rows
+        predicted.append(rows.argmax(1).astype(np.int32))  # before float16 makes ties
     images = data.images
     return RunRecord(
         labels=data.labels,
-        predicted=predicted,
+        predicted=np.array(predicted),
         kept=np.arange(len(paths)),
         probs=probs,
         classes=probs.shape[2],
@@ -223,7 +219,7 @@ def weighted(paths: Sequence[Path], fusion: Fusion) -> list[tuple[Path, float]]:
 
 def average_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     batches: Iterable[Tensor],
     *,
     device: torch.device | str = "cpu",
@@ -234,15 +230,13 @@ def average_checkpoints(
     BatchNorm's statistics, if there are any, are estimated again on the batches: inputs as the
     network takes them.
     """
-    states = (
-        (fit(make(), read_state(path, kind)).state_dict(), weight) for path, weight in members
-    )
+    states = ((_loaded(make, path, kind).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
 
 
 def distill_checkpoints(
     make: Maker,
-    members: Sequence[tuple[Path, float]],
+    members: Members,
     train: Labelled,
     val: Labelled | None = None,
     *,
@@ -254,26 +248,14 @@ def distill_checkpoints(
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
-    with refined labels,
-    by SGD with `lr` as the peak learning rate. Images are not augmented, and the mixture predicts
-    them once; other inputs it predicts in every pass, since they may be shuffled.
-
-    Args:
-        make: Makes a network.
-        members: The mixture.
-        train: Inputs to learn, with their labels.
-        val: Inputs that are predicted after each epoch of images; the training's if none.
-        epochs: Passes over the training inputs.
-        lr: Peak learning rate.
-        device: Where.
-        kind: Which weights of a file.
+    with refined labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
+    mixture predicts
+    them once; other inputs it predicts in every pass, since they may be shuffled. After each epoch
+    the images of `val` are predicted, or where there are none, those of the training.
     """
-    teacher = [
-        (fit(make(), read_state(path, kind)).to(device), weight) for path, weight in members
-    ]
-    student = make().to(device)
+    teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
-    fit(student, read_state(heaviest, kind))
+    student = _loaded(make, heaviest, kind).to(device)
     settings = StudentConfig(teacher="checkpoints", labels="refined", soft_share=REFINED_SHARE)
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
@@ -293,6 +275,10 @@ def distill_checkpoints(
     return student.eval()
 
 
+def _loaded(make: Maker, path: Path, kind: Kind) -> nn.Module:
+    return fit(make(), read_state(path, kind), str(path))
+
+
 def _distill_batches(
     student: nn.Module, teacher: Teacher, train: Labelled, config: RunConfig
 ) -> nn.Module:
@@ -304,10 +290,8 @@ def _distill_batches(
     for _ in tqdm(range(config.epochs), "distilling", unit="epoch"):
         for batch in train.read():
             with torch.no_grad():
-                outputs = [
-                    (forward(network, batch, device), weight) for network, weight in teacher
-                ]
-                probs = torch.stack([w * out.float().softmax(1) for out, w in outputs]).sum(0)
+                mixed = [w * forward(net, batch, device).float().softmax(1) for net, w in teacher]
+                probs = torch.stack(mixed).sum(0)
             labels = torch.from_numpy(labels_of([batch])).to(device)
             logits = forward(student, batch, device)
             optimizer.zero_grad()
@@ -315,6 +299,56 @@ def _distill_batches(
             optimizer.step()
         schedule.step()
     return student.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """Checkpoints and what they are run on, checked before the long work begins."""
+
+    paths: list[Path]
+    record: RunRecord | None  # of a tracked folder
+    data: Labelled | None
+    train: Labelled | None
+    make: Maker
+    network: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+
+
+def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | None) -> _Opened:
+    fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
+    preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
+    if split < 0:
+        raise InputError(f"the split's seed is {split}; give 0 or more")
+    if tracked is None:
+        record, paths = None, find_checkpoints(files.checkpoints)
+    else:
+        record = load_tracked(tracked)
+        paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
+    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
+    data, train = (
+        None if source is None else open_labelled(source, preprocessing)
+        for source in (files.data, files.train)
+    )
+    _check_data(data, train, record)
+    if record is not None:
+        classes = record.classes
+    else:
+        assert data is not None
+        classes = len(data.classes) or int(data.labels.max()) + 1
+    make = maker(files.model, classes=classes, preprocessing=preprocessing)
+    return _Opened(paths, record, data, train, make, make(), preprocessing, device)
+
+
+def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
+    """The checkpoints' predictions of the validation samples, held in a folder."""
+    assert at.data is not None
+    where: Any = {"device": at.device, "kind": files.weights, "folder": folder}
+    record = record_checkpoints(at.network, at.paths, at.data, **where)
+    _refuse_chance(record)
+    best = read_state(at.paths[int(record.accuracy.argmax())], files.weights)
+    _refuse_foreign_batchnorm(fit(at.network, best), at.data, record, at.device)
+    return record
 
 
 def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
@@ -350,12 +384,9 @@ def _of_images(images: ImageFiles) -> Labelled:
 def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
     """Batches that BatchNorm is estimated on."""
     assert source is not None
-    if source.images is not None:
-        # In order of class, a batch would have the statistics of one class.
-        images, generator = source.images, torch.Generator().manual_seed(0)
-        for batch in images.read(torch.randperm(len(images), generator=generator).split(100)):
-            yield images.preprocessing.normalize(batch.to(device))
-        return images.close()
+    if source.images is not None:  # in order of class, a batch would have the statistics of one
+        order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
+        source = _of_images(source.images.take(order.numpy()))
     for batch in source.read():
         if isinstance(batch, Mapping):
             raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")
@@ -368,11 +399,9 @@ def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
 
 
 def _right(
-    networks: Mapping[str, nn.Module], data: Labelled | None, test: RunRecord, device: torch.device
+    networks: Mapping[str, nn.Module], data: Labelled, test: RunRecord, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Which test samples each network gets right; nothing without data."""
-    if data is None:
-        return {}
+    """Which test samples each network gets right."""
     found = {name: _predict(network, data, device).argmax(1) for name, network in networks.items()}
     return {name: predicted[test.index] == test.labels for name, predicted in found.items()}
 
@@ -422,6 +451,13 @@ def _function(name: str, what: str) -> Callable[[], Any]:
     return call
 
 
+def _ours(name: str, classes: int, channels: int, side: int) -> nn.Module:
+    try:
+        return models.build(name, classes=classes, channels=channels, side=side)
+    except InputError as error:
+        raise InputError(f"{error}; or give timm:NAME or FILE.py:FUNCTION") from error
+
+
 def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
     try:
         import timm
@@ -431,10 +467,6 @@ def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
         return timm.create_model(name, num_classes=classes, in_chans=channels)
     except RuntimeError as error:  # no such network
         raise InputError(f"timm makes no {name!r} ({error}); see timm.list_models()") from error
-
-
-def _classes(data: Labelled | None) -> int:
-    return 0 if data is None else len(data.classes) or int(data.labels.max()) + 1
 
 
 def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord | None) -> None:
@@ -453,7 +485,7 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
     same = [
         file
         for file in few
-        if any(_digest(file) == _digest(other) for other in sizes.get(file.stat().st_size, []))
+        if any(filecmp.cmp(file, other, False) for other in sizes.get(file.stat().st_size, []))
     ]
     if len(same) > len(few) // 20:  # a few pictures may be equal by chance
         problem = f"{len(same)} of {len(few)} images of data, such as {same[0].name}, are in train"
@@ -466,11 +498,7 @@ def _paths(images: ImageFiles) -> list[Path]:
     return [images.root / os.fsdecode(name) for name in images.files.tolist()]
 
 
-def _digest(file: Path) -> bytes:
-    return hashlib.blake2b(file.read_bytes()).digest()
-
-
-def _check_there(members: Sequence[tuple[Path, float]]) -> None:
+def _check_there(members: Members) -> None:
     if missing := [path.name for path, _ in members if not path.exists()]:
         problem = f"the mixture needs {', '.join(missing[:3])}, of {len(missing)} that are missing"
         raise InputError(f"{problem}; note the model with every epoch, and keep its checkpoints")
@@ -487,8 +515,9 @@ def _refuse_foreign_batchnorm(
 ) -> None:
     """Refuse images on which BatchNorm's statistics are far off: normalised in another way.
 
-    `model` has the weights of the last checkpoint. The rule: estimated anew, on at most a thousand
-    images, they would bring 10 points of accuracy or more for certain.
+    `model` has the weights of the best checkpoint, whose statistics are the least likely to lag
+    behind. The rule: estimated anew, on at most a thousand images, they would bring 5 points of
+    accuracy or more for certain.
     """
     few = np.sort(np.random.default_rng(0).permutation(len(record.labels))[:1000])
     some = _take(data, few)
@@ -496,24 +525,29 @@ def _refuse_foreign_batchnorm(
         return
     update_bn(_inputs(some, device), model.train())
     known = _predict(model.eval(), some, device).argmax(1) == some.labels
-    before = record.correct[-1][few]
-    if paired_gain(known, before).low > 0.1:
+    before = record.correct[record.accuracy.argmax()][few]
+    if paired_gain(known, before).low > 0.05:
         change = f"from {before.mean():.0%} to {known.mean():.0%}"
         problem = f"accuracy rises {change} when BatchNorm is estimated anew on these images"
-        remedy = "--mean, --std or --size are not those of the training"
-        raise InputError(f"{problem}: {remedy}, or the checkpoints' statistics are stale")
+        remedy = "give --mean, --std and --size of the training"
+        raise InputError(f"{problem}; {remedy}, or if they are, --data FILE.py:FUNCTION")
+
+
+def _check_sources(files: CheckpointFiles, tracked: Path | None) -> None:
+    if not files.model or (files.data is None and tracked is None):
+        needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
+        raise InputError(f"{needed}, or FILE.py:FUNCTION")
+    if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
+        problem = f"data and train are both {files.data}"
+        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
 
 
 def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
     """Refuse what cannot end well before the long work begins; the path of the second output."""
-    if not files.model or (files.data is None and tracked is None):
-        needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
-        raise InputError(f"{needed}, or FILE.py:FUNCTION")
+    _check_sources(files, tracked)
     if files.network == "distilled" and files.train is None:
-        raise InputError("--network distilled needs --train FOLDER of training images")
-    if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
-        problem = f"data and train are both {files.data}"
-        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
+        needed = "--network distilled needs --train"
+        raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":

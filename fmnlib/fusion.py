@@ -63,10 +63,10 @@ class Fusion:
         write_whole(path, json.dumps(fields).encode())
 
     @classmethod
-    def load(cls, path: Path) -> "Fusion":
+    def load(cls, path: Path | str) -> "Fusion":
         """Read back what `save` wrote."""
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(Path(path).read_text())
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
             weights, split = np.array(fields["weights"], np.float64), fields.get("split")
             if weights.ndim != 1 or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:

@@ -30,19 +30,14 @@ FEW = 500  # images are loaded without worker processes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From an image file to a network's input; the defaults are those of ImageNet.
+    """From an image file to a network's input; the defaults are those of ImageNet."""
 
-    Attributes:
-        size: Side of the centred square that the network sees, in pixels.
-        resize: Shorter side before the square is cut out, in pixels; 0 takes 256/224 of `size`.
-        mean: Mean a channel, of pixels from 0 to 1; one number makes the images grey.
-        std: Standard deviation a channel.
-    """
-
-    size: int = 224
+    size: int = 224  #: Side of the centred square that the network sees, in pixels
+    #: Shorter side before the square is cut out, in pixels; 0 takes 256/224 of `size`
     resize: int = 0
+    #: Mean a channel, of pixels from 0 to 1; one number makes the images grey
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  #: Standard deviation a channel
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
@@ -83,23 +78,15 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled images in files, decoded when they are needed.
+    """Labelled images in files, decoded when they are needed."""
 
-    Attributes:
-        root: A folder.
-        files: Images below it, `[samples]`; bytes, so that a million names stay small.
-        labels: The class of each one.
-        classes: Names of the classes.
-        preprocessing: How a network sees them.
-        workers: Processes that decode; 0 decodes in this one. Where not given the environment
-            variable FMN_WORKERS, or this process's share of the cores.
-    """
-
-    root: Path
-    files: np.ndarray
-    labels: Int[np.ndarray, " samples"]
-    classes: list[str]
-    preprocessing: Preprocessing
+    root: Path  #: A folder
+    files: np.ndarray  #: Images below it, `[samples]`; bytes, so that a million names stay small
+    labels: Int[np.ndarray, " samples"]  #: The class of each one
+    classes: list[str]  #: Names of the classes
+    preprocessing: Preprocessing  #: How a network sees them
+    #: Processes that decode; 0 decodes in this one. Where not given the environment variable
+    #: FMN_WORKERS, or this process's share of the cores.
     workers: int | None = None
 
     def __len__(self) -> int:
@@ -115,10 +102,6 @@ class ImageFiles:
     def names(self) -> list[str]:
         """The files' paths below the root."""
         return [os.fsdecode(name) for name in self.files.tolist()]
-
-    def close(self) -> None:
-        """End the worker processes; the next pass starts others."""
-        _LOADERS.pop(self, None)
 
     def take(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
         """Some of the images."""
@@ -144,10 +127,7 @@ class ImageFiles:
         """Batches of images in order, uint8 `[batch, channels, size, size]`, some read ahead.
 
         The worker processes start with the first pass and wait for the next one; there is one
-        pass at a time.
-
-        Args:
-            batches: Indices of the images of each batch, on the CPU.
+        pass at a time. The indices are on the CPU.
 
         Raises:
             InputError: If an image cannot be read, or a process ended.
@@ -221,7 +201,8 @@ def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, Im
     Raises:
         InputError: If the folder does not hold images in this way.
     """
-    classes = {part: _class_folders(root / part) for part in ("train", "test", "val")}
+    parts = ("train", "test", "val")
+    classes = {part: sorted(p.name for p in root.glob(f"{part}/*/")) for part in parts}
     held_out = next((part for part in ("test", "val") if classes[part] == classes["train"]), "")
     if not classes["train"] or not held_out:
         wanted = "train/CLASS/ and test/CLASS/ (or val/) of the same classes"
@@ -245,10 +226,6 @@ def open_animal10n(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles
         classes = [str(c) for c in range(10)]
         parts.append(ImageFiles(root / part, names, labels, classes, preprocessing))
     return parts[0], parts[1]
-
-
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def _usual_workers() -> int:

@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from fmnlib.config import InputError
+from fmnlib.config import CheckpointFiles, InputError
 from fmnlib.fusion import Fusion, fuse
 from fmnlib.record import RunRecord, as_array, as_names
 from fmnlib.tracker import as_probs, load_tracked
+
+Search = Callable[[RunRecord], Fusion]
 
 _SHOWN = 60  # images of the page
 _SIDE = 224  # pixels of the larger ones
@@ -145,6 +147,25 @@ def of_tracked(train: Path, fusion: Fusion) -> TrainingSamples:
     record = load_tracked(train)
     files = None if record.ids is None else record.ids.astype(str).tolist()
     return TrainingSamples(probs=fuse(record, fusion), given=record.labels, files=files)
+
+
+def of_files(
+    files: CheckpointFiles, search: Search, split: int, tracked: Path | None
+) -> tuple[TrainingSamples, Fusion]:
+    """The training samples of checkpoints from elsewhere, and the mixture that predicts them."""
+    from fmnlib.external import mixture_on_training
+
+    probs, train, fusion = mixture_on_training(files, search, split, tracked)
+    if (images := train.images) is None:
+        return TrainingSamples(probs=probs, given=train.labels), fusion
+    samples = TrainingSamples(
+        probs=probs,
+        given=train.labels,
+        files=images.names,
+        classes=images.classes,
+        images=lambda index: _some(images, index),
+    )
+    return samples, fusion
 
 
 def page(samples: TrainingSamples, table: pd.DataFrame, *, title: str) -> str:

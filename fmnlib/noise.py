@@ -28,22 +28,16 @@ _CONFUSABLE = {
     "cifar10": {2: 0, 3: 5, 4: 7, 5: 3, 9: 1},
 }
 
-Noisy = tuple[Int[np.ndarray, " samples"], Bool[np.ndarray, " samples"]]
+Labels = Int[np.ndarray, " samples"]
+Noisy = tuple[Labels, Bool[np.ndarray, " samples"]]
 
 
 def noisy_labels(
-    config: RunConfig,
-    labels: Int[np.ndarray, " all"],
-    chosen: Int[np.ndarray, " samples"],
-    classes: int,
+    config: RunConfig, labels: Int[np.ndarray, " all"], chosen: Labels, classes: int
 ) -> Noisy:
     """The labels of the chosen samples as a run's `noise`, `noise_rate` and `noise_seed` say.
 
-    Args:
-        config: The run.
-        labels: True classes of the whole training data.
-        chosen: Which samples are trained on.
-        classes: Number of classes.
+    `labels` are the true classes of the whole training data.
 
     Raises:
         InputError: If the noise matrix or the human labels are missing or do not fit.
@@ -62,8 +56,12 @@ def noisy_labels(
         if config.dataset != "cifar100" or not path.exists():
             raise InputError(f"human noise is of cifar100 and lies in {path}; put it there")
         with np.load(path, allow_pickle=False) as stored:
-            noisy, flipped = human(labels, stored["clean_label"], stored["noisy_label"])
-        return noisy[chosen], flipped[chosen]
+            if not np.array_equal(labels, stored["clean_label"]):
+                raise InputError(
+                    f"the clean labels in {path} are not the data set's, in its order"
+                )
+            noisy = stored["noisy_label"][chosen]
+        return noisy, noisy != true
     return true, np.zeros(len(true), bool)
 
 
@@ -83,7 +81,7 @@ def confused_with(dataset: str, classes: int) -> dict[int, int]:
     return _CONFUSABLE.get(dataset, {c: (c + 1) % classes for c in range(classes)})
 
 
-def symmetric(labels: Int[np.ndarray, " samples"], classes: int, rate: float, seed: int) -> Noisy:
+def symmetric(labels: Labels, classes: int, rate: float, seed: int) -> Noisy:
     """Flip exactly round(rate * N) labels, each to one of the other classes at random.
 
     >>> noisy, flipped = symmetric(np.zeros(10, int), classes=3, rate=0.4, seed=0)
@@ -98,16 +96,8 @@ def symmetric(labels: Int[np.ndarray, " samples"], classes: int, rate: float, se
     return noisy, noisy != labels
 
 
-def asymmetric(
-    labels: Int[np.ndarray, " samples"], confused_with: Mapping[int, int], rate: float, seed: int
-) -> Noisy:
+def asymmetric(labels: Labels, confused_with: Mapping[int, int], rate: float, seed: int) -> Noisy:
     """Flip exactly round(rate * N_c) labels of each class c that is confused with another.
-
-    Args:
-        labels: True classes.
-        confused_with: For each class that is mistaken, the class that it is mistaken for.
-        rate: Share of the labels of each mistaken class that are flipped.
-        seed: Draws which ones.
 
     >>> noisy, flipped = asymmetric(np.array([0, 0, 1, 1]), {0: 1}, rate=0.5, seed=0)
     >>> sorted(noisy[:2].tolist()), noisy[2:].tolist()
@@ -122,9 +112,7 @@ def asymmetric(
     return noisy, noisy != labels
 
 
-def transition(
-    labels: Int[np.ndarray, " samples"], matrix: Float[np.ndarray, "classes classes"], seed: int
-) -> Noisy:
+def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], seed: int) -> Noisy:
     """Draw each label from the row of its true class: P(noisy = j | true = i) = matrix[i, j].
 
     >>> transition(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]]), seed=0)[0].tolist()
@@ -139,21 +127,6 @@ def transition(
     draws = np.random.default_rng(seed).random(len(labels))
     cumulative = matrix.cumsum(axis=1)[labels]
     noisy = np.minimum((draws[:, None] >= cumulative).sum(axis=1), len(matrix) - 1)
-    return noisy, noisy != labels
-
-
-def human(
-    labels: Int[np.ndarray, " samples"],
-    clean: Int[np.ndarray, " samples"],
-    noisy: Int[np.ndarray, " samples"],
-) -> Noisy:
-    """Labels by human annotators, such as CIFAR-100N, checked to be in the order of `labels`.
-
-    >>> human(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]))[1].tolist()
-    [False, True]
-    """
-    if not np.array_equal(labels, clean):
-        raise InputError("the human labels' clean classes are not the data set's, in its order")
     return noisy, noisy != labels
 
 

@@ -18,6 +18,8 @@ from fmnlib.stats import Numbers
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}%")
 
 LineStyle = str | tuple[int, tuple[int, ...]]
+Curve = Float[np.ndarray, " points"]
+Runs = Float[np.ndarray, "runs epochs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ METHODS = {
     "student_single": Look("Distilled single", RED, "o"),
     "student_independent": Look("Distilled ×3", RED, "P"),
     "distilled_kf": Look("Distilled KF", RED, "*"),
-    "refined_kf": Look("Distilled KF, refined labels", RED, "X"),
+    "refined_kf": Look("Distilled KF, refined", RED, "X"),
     "uniform": Look("Uniform", GREEN, "o"),
     "kf_grid": Look("KF (∞), grid of 0.01", BLUE, "s"),
     "exhaustive": Look("KF, all epochs tried", RED, "D"),
@@ -81,11 +83,7 @@ def set_theme() -> None:
     sns.set_theme("notebook", "ticks", rc=rc | {"legend.frameon": False, "savefig.dpi": 150})
 
 
-def accuracy_and_retained(
-    ax: Axes,
-    accuracy: Float[np.ndarray, "runs epochs"],
-    retained: Float[np.ndarray, "runs epochs"],
-) -> Axes:
+def accuracy_and_retained(ax: Axes, accuracy: Runs, retained: Runs) -> Axes:
     """Accuracy by epoch and the part of it that the final network retains (AAAI Fig. 2a-b).
 
     The space between the two is what the final network forgot, F_e.
@@ -99,17 +97,13 @@ def accuracy_and_retained(
     return _percent_by_epoch(ax, "share of samples", bottom=None)
 
 
-def forget_curve(
-    ax: Axes, forget: Float[np.ndarray, "runs epochs"], label: str, color: str, style: LineStyle
-) -> Axes:
+def forget_curve(ax: Axes, forget: Runs, label: str, color: str, style: LineStyle) -> Axes:
     """Forget fraction F_e by epoch: mean over runs, band from least to most."""
     _band(ax, forget, color, style, label)
     return _percent_by_epoch(ax, "forget fraction $F_e$")
 
 
-def loss_balance(
-    ax: Axes, clean: Float[np.ndarray, " epochs"], noisy: Float[np.ndarray, " epochs"]
-) -> Axes:
+def loss_balance(ax: Axes, clean: Curve, noisy: Curve) -> Axes:
     """Training points of large loss, clean and mislabelled, by epoch (AAAI Fig. 2c)."""
     epochs = np.arange(len(clean))
     ax.plot(epochs, clean, color=BLUE, ls="-", label="clean labels")
@@ -126,12 +120,7 @@ def mark_epochs(ax: Axes, *epochs: int) -> Axes:
     return ax
 
 
-def share_curve(
-    ax: Axes,
-    share: Float[np.ndarray, " shares"],
-    accuracy: Float[np.ndarray, " shares"],
-    chosen: float,
-) -> Axes:
+def share_curve(ax: Axes, share: Curve, accuracy: Curve, chosen: float) -> Axes:
     """Validation accuracy against the share of the forgotten epochs in the mix."""
     ax.plot(share, accuracy, color=BLUE, drawstyle="steps-mid")
     ax.axvline(chosen, color=RED, ls="--", label=f"chosen share, {chosen:.2f}")
@@ -140,7 +129,7 @@ def share_curve(
     return finish(ax, xlabel=xlabel, ylabel="validation accuracy")
 
 
-def weights(ax: Axes, weight: Float[np.ndarray, " epochs"]) -> Axes:
+def weights(ax: Axes, weight: Curve) -> Axes:
     """Weight of each epoch's network in an ensemble."""
     ax.bar(np.arange(len(weight)), weight, color=BLUE, width=0.9)
     ax.set(xlabel="epoch", ylabel="weight in the mix")
@@ -194,9 +183,7 @@ def _rows(
     return ax
 
 
-def _band(
-    ax: Axes, values: Float[np.ndarray, "runs epochs"], color: str, style: LineStyle, label: str
-) -> None:
+def _band(ax: Axes, values: Runs, color: str, style: LineStyle, label: str) -> None:
     epochs = np.arange(values.shape[1])
     ax.plot(epochs, values.mean(axis=0), color=color, ls=style, label=label)
     ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, lw=0)

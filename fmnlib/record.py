@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,13 @@ _CHECKED = 2**22  # probabilities, evenly spaced, that any record is checked by
 class Columns:
     """Some samples of probabilities, not copied: read where they are indexed.
 
-    Attributes:
-        source: The probabilities of all `[kept, samples, classes]`.
-        index: The samples that are here.
-
     >>> part = Columns(np.arange(12.0).reshape(2, 3, 2), np.array([2, 0]))
     >>> part.shape, part[1].tolist(), part[0, 1].tolist()
     ((2, 2, 2), [[10.0, 11.0], [6.0, 7.0]], [0.0, 1.0])
     """
 
-    source: np.ndarray
-    index: Int[np.ndarray, " samples"]
+    source: np.ndarray  #: The probabilities of all `[kept, samples, classes]`
+    index: Int[np.ndarray, " samples"]  #: The samples that are here
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,11 +48,6 @@ class Columns:
     def dtype(self) -> np.dtype[Any]:
         """Of the numbers."""
         return self.source.dtype
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return int(np.prod(self.shape))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,42 +69,35 @@ class Columns:
 class RunRecord:
     """The predictions of one training run: the object that every score and method reads.
 
-    Attributes:
-        labels: True class of each evaluation sample.
-        predicted: Class predicted after each epoch.
-        kept: Epochs whose probabilities are kept, ascending.
-        probs: Their class probabilities, or None in a light record.
-        classes: Number of classes.
-        curves: Named numbers per epoch, such as train_loss.
-        loss_histogram: Training losses per epoch, of points with [clean, flipped] labels, in
-            the bins of `LOSS_EDGES`.
-        config: How the run was trained; None for arrays from elsewhere.
-        provenance: Versions, commit, device, seconds.
-        half: Which part of the evaluation data this is; what selects refuses "test".
-        index: Which samples of the whole record a half holds; None for the whole record.
-        ids: Integers or texts that tell samples apart, such as file names within the data's
-            folder, `class/name.jpg`; with them a split is the same in any order of samples.
-        groups: Integers or texts, equal for samples that belong together, such as those of one
-            patient; a group is never divided.
-
     Raises:
         InputError: If the fields contradict each other, or probabilities are not finite, are
             negative, not of sum 1 or not those of the predictions; of more than four million
             only those of evenly spaced samples are looked at.
     """
 
-    labels: Int[np.ndarray, " samples"]
-    predicted: Int[np.ndarray, "epochs samples"]
-    kept: Int[np.ndarray, " kept"]
+    labels: Int[np.ndarray, " samples"]  #: True class of each evaluation sample
+    predicted: Int[np.ndarray, "epochs samples"]  #: Class predicted after each epoch
+    kept: Int[np.ndarray, " kept"]  #: Epochs whose probabilities are kept, ascending
+    #: Their class probabilities, or None in a light record
     probs: Float[np.ndarray | Columns, "kept samples classes"] | None
-    classes: int
+    classes: int  #: Number of classes
+    #: Named numbers per epoch, such as train_loss
     curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
+    #: Training losses per epoch, of points with [clean, flipped] labels, in the bins of
+    #: `LOSS_EDGES`
     loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
-    config: RunConfig | None = None
+    config: RunConfig | None = None  #: How the run was trained; None for arrays from elsewhere
+    #: Versions, commit, device, seconds
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: Which part of the evaluation data this is; what selects refuses "test"
     half: Literal["all", "val", "test"] = "all"
+    #: Which samples of the whole record a half holds; None for the whole record
     index: Int[np.ndarray, " samples"] | None = None
+    #: Integers or texts that tell samples apart, such as file names within the data's folder,
+    #: `class/name.jpg`; with them a split is the same in any order of samples
     ids: np.ndarray | None = None
+    #: Integers or texts, equal for samples that belong together, such as those of one patient; a
+    #: group is never divided
     groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -150,7 +135,7 @@ class RunRecord:
 
     def _check_some(self) -> None:
         if self.probs is not None:
-            every = 1 + self.probs.size // _CHECKED
+            every = 1 + math.prod(self.probs.shape) // _CHECKED
             _check_probs(self.probs[:, ::every], self.predicted[self.kept, ::every], self.kept)
 
     @classmethod
@@ -159,11 +144,8 @@ class RunRecord:
     ) -> "RunRecord":
         """Make a record from the outputs of any framework.
 
-        Args:
-            probs: Class probabilities `[epochs, samples, classes]`.
-            labels: True classes `[samples]`, from 0 to classes - 1.
-            ids: As in the record.
-            groups: As in the record.
+        They are class probabilities `[epochs, samples, classes]` and true classes `[samples]`,
+        from 0 to classes - 1; ids and groups are as in the record.
 
         Raises:
             InputError: If shapes disagree, a label is outside the classes, or a row of
@@ -485,28 +467,15 @@ def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """The score of one method on the test half of one run; one line of JSON on disk.
+    """The score of one method on the test half of one run; one line of JSON on disk."""
 
-    Attributes:
-        item: Notebook or experiment that it belongs to, such as label_noise.
-        setting: Noise in short, such as sym40.
-        method: Such as kf.
-        seed: Training seed.
-        split_seed: Which half was the test half.
-        accuracy: From 0 to 1.
-        nll: Negative log-likelihood, nats a sample.
-        ece: Expected calibration error, from 0 to 1.
-        networks: Networks evaluated for one prediction.
-        train_seconds: Wall time of all training that the method needs.
-    """
-
-    item: str
-    setting: str
-    method: str
-    seed: int
-    split_seed: int
-    accuracy: float
-    nll: float
-    ece: float
-    networks: int
-    train_seconds: float
+    item: str  #: Notebook or experiment that it belongs to, such as label_noise
+    setting: str  #: Noise in short, such as sym40
+    method: str  #: Such as kf
+    seed: int  #: Training seed
+    split_seed: int  #: Which half was the test half
+    accuracy: float  #: From 0 to 1
+    nll: float  #: Negative log-likelihood, nats a sample
+    ece: float  #: Expected calibration error, from 0 to 1
+    networks: int  #: Networks evaluated for one prediction
+    train_seconds: float  #: Wall time of all training that the method needs

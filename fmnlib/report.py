@@ -5,6 +5,7 @@ import html
 import io
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
 from fmnlib import plots, scores
@@ -71,12 +72,11 @@ def _weights(fusion: Fusion) -> str:
 def _options(diagnosis: Diagnosis) -> str:
     shown = diagnosis.table().reset_index()
     shown = shown.rename(columns={"gain": "gain over the final network"})
-    table = shown.to_html(index=False, border=0)
-    return f'<h2>What can be done</h2>\n<div class="wide">{table}</div>'
+    return f"<h2>What can be done</h2>\n{_wide(shown)}"
 
 
 def _table(diagnosis: Diagnosis) -> str:
-    shown = diagnosis.classes.copy()
+    shown = diagnosis.classes.reset_index()
     for column in ("forgotten", "lost", "low", "high"):
         shown[column] = (100 * shown[column]).map("{:.1f}%".format)
     caption = (
@@ -85,8 +85,11 @@ def _table(diagnosis: Diagnosis) -> str:
         "last ones do not, less what only the last ones get right; with the ends of an interval "
         "that holds for all classes together."
     )
-    table = shown.reset_index().to_html(index=False, border=0)
-    return f'<h2>Classes</h2>\n<p>{caption}</p>\n<div class="wide">{table}</div>'
+    return f"<h2>Classes</h2>\n<p>{caption}</p>\n{_wide(shown)}"
+
+
+def _wide(table: pd.DataFrame) -> str:
+    return f'<div class="wide">{table.to_html(index=False, border=0)}</div>'
 
 
 def _figure(figure: Figure, alt: str, caption: str) -> str:

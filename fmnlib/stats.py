@@ -45,6 +45,9 @@ OUTCOMES = {
 _EDGE = 1e-9
 
 Mask = Bool[np.ndarray, " samples"]
+Probs = Float[np.ndarray, "samples classes"]
+Labels = Int[np.ndarray, " samples"]
+Values = Sequence[float] | np.ndarray  # one for each seed
 
 
 class Numbers(TypedDict):
@@ -60,7 +63,7 @@ Summary = dict[str, dict[str, Numbers]]
 """The numbers of each setting and method."""
 
 
-def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def mean_sem(values: Values) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is not a number.
 
     >>> mean_sem([1.0, 2.0, 3.0])
@@ -71,7 +74,7 @@ def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(sem)
 
 
-def nll(probs: Float[np.ndarray, "samples classes"], labels: Int[np.ndarray, " samples"]) -> float:
+def nll(probs: Probs, labels: Labels) -> float:
     """Negative log-likelihood, in nats a sample; probabilities below 1e-12 count as 1e-12.
 
     >>> round(nll(np.array([[0.5, 0.5]]), np.array([0])), 4)
@@ -81,11 +84,7 @@ def nll(probs: Float[np.ndarray, "samples classes"], labels: Int[np.ndarray, " s
     return float(-np.log(chosen.clip(1e-12, 1)).mean())
 
 
-def calibration_error(
-    probs: Float[np.ndarray, "samples classes"],
-    labels: Int[np.ndarray, " samples"],
-    bins: int = 15,
-) -> float:
+def calibration_error(probs: Probs, labels: Labels, bins: int = 15) -> float:
     """Expected calibration error: mean gap of confidence and accuracy over equal bins.
 
     >>> calibration_error(np.array([[0.75, 0.25], [0.75, 0.25]]), np.array([0, 1]))
@@ -98,7 +97,7 @@ def calibration_error(
 
 
 def score(
-    probs: Float[np.ndarray, "samples classes"],
+    probs: Probs,
     test: RunRecord,
     *,
     item: str,
@@ -109,14 +108,8 @@ def score(
 ) -> Result:
     """Accuracy, likelihood and calibration of a method's predictions on a test half.
 
-    Args:
-        probs: Class probabilities.
-        test: The half that they are of; its config names setting and seed.
-        item: Name of the experiment.
-        method: Name of the method.
-        split: Seed of the split.
-        networks: Networks evaluated for one prediction.
-        seconds: Of all training that the method needs.
+    The half's config names setting and seed. A prediction takes so many networks, and the method
+    all these seconds of training.
 
     Raises:
         InputError: If the record has no config.
@@ -146,15 +139,16 @@ def score(
 
 def summarize(results: Iterable[Result]) -> Summary:
     """Mean accuracy, standard error and number of seeds of each setting and method, in percent."""
-    frame = _per_seed(results)
+    keys = ["setting", "method", "seed"]
+    per_seed = _frame(results).groupby(keys, sort=False)["accuracy"].mean()
     summary: Summary = {}
-    for key, values in frame.groupby(["setting", "method"], sort=False)["accuracy"]:
+    for key, values in per_seed.groupby(keys[:2], sort=False):
         setting, method = map(str, key)
         summary.setdefault(setting, {})[method] = percent(values.to_numpy())
     return summary
 
 
-def percent(values: Sequence[float] | np.ndarray) -> Numbers:
+def percent(values: Values) -> Numbers:
     """The numbers of a value for each seed, in percent, as the book's summary holds them.
 
     >>> percent([0.5, 0.7])
@@ -177,9 +171,7 @@ def with_error(numbers: Numbers) -> str:
     return f"{numbers['mean']:.1f}{error}"
 
 
-def interval(
-    values: Sequence[float] | np.ndarray, level: float = 0.95
-) -> tuple[float, float, float]:
+def interval(values: Values, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of values, one for each seed, and the ends of its interval by Student's t.
 
     >>> [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
@@ -193,11 +185,9 @@ def interval(
 def paired_difference(
     results: Iterable[Result], setting: str, method: str, baseline: str, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """How much more accurate a method is than a baseline on the same runs and splits.
+    """How much more accurate a method is than a baseline on the same runs and splits, in points.
 
-    Returns:
-        The mean difference and the ends of its interval by Student's t over seeds, in percentage
-        points.
+    The mean difference, and the ends of its interval by Student's t over seeds.
 
     Raises:
         InputError: If a run or split has only one of the two.
@@ -259,7 +249,7 @@ def outcome(low: float, high: float) -> str:
     return "found" if low > 0 else "opposite" if high < 0 else "not clear"
 
 
-def finding(differences: Sequence[float] | np.ndarray) -> str:
+def finding(differences: Values) -> str:
     """Differences in points, one for each seed, in words: mean, interval and `outcome`.
 
     >>> finding([1.0, 2.0, 3.0]), finding([1.0])
@@ -350,13 +340,9 @@ def proportion(count: int, samples: int, level: float = 0.95) -> Interval:
 def paired_gain(right: Mask, baseline: Mask, level: float = 0.95) -> Gain:
     """How much more accurate one predictor is than another on the same samples.
 
-    The score interval of Tango (1998) for a difference of paired shares: it rests on the
-    samples on which the two differ, as McNemar's test does, and keeps a width where none do.
-
-    Args:
-        right: Which samples the predictor gets right.
-        baseline: Which samples the other gets right.
-        level: Of the interval.
+    From which samples each gets right, the score interval of Tango (1998) for a difference of
+    paired shares: it rests on the samples on which the two differ, as McNemar's test does, and
+    keeps a width where none do.
 
     >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
     >>> print(paired_gain(right, baseline))
@@ -382,17 +368,11 @@ def gains(
 ) -> pd.DataFrame:
     """Test accuracies, and how much each is above the final network's, with an interval.
 
-    Args:
-        val: The half that chose the fusion; early stopping chooses on it too.
-        test: The other half.
-        fusion: What was chosen.
-        others: Which test samples other predictors get right.
-
-    Returns:
-        A row a predictor (single, early_stopping, window and best for the mixtures that need no
-        search, fused, others) with accuracy, gain over the final network, and the ends of its
-        interval (`paired_gain`), as shares of 1; `ahead`, `ahead_low` and `ahead_high` are the
-        gain of the fusion over it.
+    A row a predictor: single, early_stopping, window and best (mixtures that need no search),
+    fused, and others by the test samples that they get right. What needs choosing is chosen on
+    `val`. Columns are accuracy, gain over the final network and the ends of its interval
+    (`paired_gain`), as shares of 1; `ahead`, `ahead_low` and `ahead_high` are the gain of the
+    fusion over the predictor.
     """
     chosen = {
         "single": single(val),
@@ -405,13 +385,12 @@ def gains(
     right |= others or {}
     rows = {}
     for name, mask in right.items():
-        gain = paired_gain(mask, right["single"])
-        ahead = paired_gain(right["fused"], mask)
-        ends = {"gain": gain.value, "low": gain.low, "high": gain.high}
-        ends |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
-        rows[name] = {"accuracy": float(mask.mean())} | ends
-    rows["single"] |= dict.fromkeys(("gain", "low", "high"), 0.0)
-    return pd.DataFrame(rows).T
+        gain, ahead = paired_gain(mask, right["single"]), paired_gain(right["fused"], mask)
+        rows[name] = [mask.mean(), *dataclasses.astuple(gain), *dataclasses.astuple(ahead)]
+    columns = ["accuracy", "gain", "low", "high", "ahead", "ahead_low", "ahead_high"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.loc["single", ["gain", "low", "high"]] = 0.0
+    return table
 
 
 def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
@@ -455,8 +434,3 @@ def _settings(results: Iterable[Result]) -> list[str]:
 
 def _frame(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame([vars(result) for result in results])
-
-
-def _per_seed(results: Iterable[Result]) -> pd.DataFrame:
-    keys = ["setting", "method", "seed"]
-    return _frame(results).groupby(keys, sort=False)["accuracy"].mean().reset_index()

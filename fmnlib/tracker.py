@@ -214,9 +214,8 @@ def is_tracked(folder: Path | str) -> bool:
 def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "samples classes"]:
     """Probabilities of rows of logits; of rows of probabilities, themselves.
 
-    Args:
-        outputs: Rows `[samples, classes]`, as an array, or under the name "logits".
-        kind: Which of the two; where not given, rows that are all of sum 1 are probabilities.
+    The rows `[samples, classes]` are an array, or have the name "logits". Where no kind, "logits"
+    or "probs", is given, rows that are all of sum 1 are probabilities.
 
     Raises:
         InputError: If they are neither.
@@ -342,13 +341,5 @@ def _read_head(folder: Path) -> _Head:
         names = {key: as_names(key, fields.get(key), labels.size) for key in ("ids", "groups")}
         crc = zlib.crc32(content) if fields.get("checksums") else None
         return _Head(labels.astype(np.int64), classes, **names, crc=crc)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
         raise InputError(f"{folder} is no tracked folder; make one with a Tracker") from error

@@ -65,9 +65,20 @@ def find_checkpoints(pattern: str) -> list[Path]:
     ]
     if copies:
         problem = f"{', '.join(copies[:3])} may be a copy of another checkpoint"
-        remedy = "give a pattern without it, such as 'ckpt/*[0-9].pt', or a name with its epoch"
-        raise InputError(f"{problem}; {remedy}")
+        remedy = f"give a pattern without it, such as {_pattern(paths, names, copies)!r}"
+        raise InputError(f"{problem}; {remedy}, or a name with its epoch")
     return paths
+
+
+def _pattern(paths: Sequence[Path], names: Sequence[str], copies: Sequence[str]) -> str:
+    """One that all files but the copies match, if it is simple; else an example."""
+    rest = [path for path, name in zip(paths, names, strict=True) if name not in copies]
+    for path in rest[:1]:
+        # All from the first digit of its name to the last one is what differs.
+        found = str(path.with_name(re.sub(r"\d(.*\d)?", "[0-9]*", path.name)))
+        if set(map(Path, glob.glob(found))) == set(rest):
+            return found
+    return "ckpt/*[0-9].pt"
 
 
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
@@ -83,21 +94,18 @@ def checkpoint_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Args:
-        path: The file.
-        kind: Of a file that holds more, such as an optimiser's state, which entry: that of the
-            trained weights, or of their moving average.
+    """The state dictionary in a file, on the CPU: of the trained weights, or their moving average.
 
     Raises:
         InputError: If the file is damaged, lacks the entry, or holds no state dictionary.
     """
     foreign = _foreign(path)
+    objects = f"objects of {', '.join(foreign)}"
     try:
         stored = _load(path, foreign)
     except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
-        reason = f"it holds objects of {', '.join(foreign)}" if foreign else _reason(error)
+        told = " ".join(str(error).split())[:90] or "it ends too early"
+        reason = f"it holds {objects}" if foreign else told
         raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
     holds = dict(stored) if isinstance(stored, Mapping) else {}
     entries = [name for name in _ENTRIES[kind] if isinstance(holds.get(name), Mapping)]
@@ -110,7 +118,7 @@ def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     if not state or not all(map(torch.is_tensor, state.values())):
         content = _listed(holds) if holds else type(stored).__name__
         if any(isinstance(value, _Ignored) for value in (stored, *state.values())):
-            content = f"objects of {', '.join(foreign)}"
+            content = objects
         raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
     return state
 
@@ -170,10 +178,6 @@ def _load(path: Path, foreign: Sequence[str]) -> Any:
 def _listed(holds: Mapping[str, Any]) -> str:
     names = list(map(str, holds))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:90] or "it ends too early"
 
 
 def _is_ours(path: Path) -> bool:

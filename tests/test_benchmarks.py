@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import training, verdict
+from benchmarks import labels, training, verdict
 from benchmarks.machine import Machine, measure, work
 from benchmarks.report import report, row
 from benchmarks.usual import Script
-from fmnlib import InputError, RunConfig, diagnose
+from fmnlib import InputError, RunConfig, RunRecord, diagnose, train
 from fmnlib.data import load
 from fmnlib.training import build_model
 
@@ -185,3 +185,27 @@ def test_a_case_of_the_table_loses_what_it_says():
         0.08, abs=0.02
     )
     assert diagnose(record).verdict == "classic"
+
+
+def test_every_label_is_judged_by_a_network_that_was_trained_without_it(tmp_path):
+    config = RunConfig(epochs=40, train_samples=203, noise="symmetric", noise_rate=0.4)
+    data = load(config)
+    probs = labels.cross_validated(config, data, tmp_path)
+    np.testing.assert_allclose(probs.sum(axis=1), 1)
+    folds = [RunRecord.load(tmp_path / f"fold{n}") for n in range(labels.FOLDS)]
+    given = np.sort(np.concatenate([fold.labels for fold in folds]))
+    assert given.tolist() == sorted(data.labels.tolist())
+    agreed = probs.argmax(axis=1) == data.labels.numpy()
+    assert agreed.mean() < 0.7  # a network that had seen them would have memorised nearly all
+    assert train(config, tmp_path / "all").curves["memorised"][-1] > 0.8
+
+
+def test_the_ranking_of_labels_is_measured_for_every_case():
+    rows = json.loads((ROOT / "results" / "labels.json").read_text())
+    cases = {(row["dataset"], row["setting"], row["seed"]) for row in rows}
+    assert {seed for name, _, seed in cases if name == "digits"} == set(range(5))
+    for case in cases:
+        found = {r["method"]: r for r in rows if (r["dataset"], r["setting"], r["seed"]) == case}
+        assert {"anchored_kf", "single", "cleanlab_normalized_margin"} <= found.keys()
+        cost = found["cleanlab_normalized_margin"]["seconds"] / found["anchored_kf"]["seconds"]
+        assert cost > 5, case

@@ -161,12 +161,16 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ),
         ("--model torchvision:resnet18 --mean 0 0 0 --std 1 1 1", "e0.pt does not fit: 0.bias is"),
         ("--model torchvision:resnet1", "torchvision has no network 'resnet1'; did you mean"),
+        ("--model test_resnet", "torchvision:NAME; or give timm:NAME or FILE.py:FUNCTION"),
         ("--model nowhere.py", "which function of it? Give nowhere.py:FUNCTION"),
         ("--model nowhere.py:build", "nowhere.py does not exist; give FILE.py:FUNCTION"),
         ("--checkpoints nothing*.pt", "0 files match 'nothing*.pt'; give two checkpoints or more"),
         ("--data nowhere", "nowhere must hold CLASS/ folders of images"),
         ("--train nowhere", "nowhere must hold CLASS/ folders of images"),
-        ("--network distilled", "--network distilled needs --train FOLDER of training images"),
+        (
+            "--network distilled",
+            "--network distilled needs --train, a FOLDER of images or FILE.py:FUNCTION",
+        ),
         ("--train DATA", "a student that is taught on the test half proves nothing"),
         ("--lr nan", "epochs is 10 and lr is nan; give more than 0"),
         ("--save-record mine", "save_record is mine; give a name that ends in .npz"),
@@ -336,10 +340,24 @@ def test_a_whole_model_is_named_with_the_way_out(tmp_path):
         read_state(tmp_path / "net.pt")
 
 
+def test_statistics_that_lag_behind_the_last_weights_are_no_other_normalisation(
+    fmn, elsewhere, tmp_path
+):
+    """The last epoch's alone are far off, as after a few large steps; the images are right."""
+    shutil.copytree(elsewhere / "ckpt", tmp_path / "ckpt")
+    last = torch.load(elsewhere / "ckpt" / "e24.pt")
+    last["state_dict"]["1.running_mean"] += 0.5
+    torch.save(last, tmp_path / "ckpt" / "e24.pt")
+    code, out, _ = fmn("--checkpoints ckpt/*.pt --json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["test accuracy, single"] < told["test accuracy, best"] - 0.15
+
+
 def test_images_that_are_normalised_in_another_way_are_refused(fmn, tmp_path):
     code, _, err = fmn("--mean 0 --std 0.1 --save-record seen.npz")
     assert code == 2
-    assert "when BatchNorm is estimated anew on these images: --mean, --std or --size" in err
+    assert "when BatchNorm is estimated anew on these images; give --mean, --std and --size" in err
     assert not (tmp_path / "seen.npz").exists()
 
 
@@ -382,27 +400,43 @@ def test_a_file_without_a_moving_average_says_what_it_has(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "copy"),
+    ("names", "copy", "pattern"),
     [
         (
             ["checkpoint-0.pth.tar", "checkpoint-1.pth.tar", "model_best.pth.tar"],
             "model_best.pth.tar",
+            "checkpoint-[0-9]*.pth.tar",
         ),
-        (["epoch=1-step=20.ckpt", "epoch=2-step=40.ckpt", "last.ckpt"], "last.ckpt"),
-        (["model_0.pth", "model_1.pth", "checkpoint.pth"], "checkpoint.pth"),
-        (["e1.pt", "e2.pt", "best_e1.pt"], "best_e1.pt"),
-        (["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint.pth"], "checkpoint.pth"),
+        (
+            ["epoch=1-step=20.ckpt", "epoch=2-step=40.ckpt", "last.ckpt"],
+            "last.ckpt",
+            "epoch=[0-9]*.ckpt",
+        ),
+        (["model_0.pth", "model_1.pth", "checkpoint.pth"], "checkpoint.pth", "model_[0-9]*.pth"),
+        (["e1.pt", "e10.pt", "best_e1.pt"], "best_e1.pt", "e[0-9]*.pt"),
+        (
+            ["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint.pth"],
+            "checkpoint.pth",
+            "checkpoint_[0-9]*.pth",
+        ),
     ],
 )
-def test_a_copy_of_a_checkpoint_is_not_taken_for_the_final_network(tmp_path, names, copy):
+def test_a_copy_of_a_checkpoint_is_not_taken_for_the_final_network(tmp_path, names, copy, pattern):
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(
-        InputError, match=f"{copy} may be a copy of another checkpoint; give a pat"
-    ):
+    told = f"{copy} may be a copy of another checkpoint; give a pattern without it, such as "
+    with pytest.raises(InputError, match=re.escape(f"{told}'{tmp_path}/{pattern}'")):
         find_checkpoints(f"{tmp_path}/*")
+    assert [path.name for path in find_checkpoints(f"{tmp_path}/{pattern}")] == names[:2]
     (tmp_path / copy).unlink()
     assert [path.name for path in find_checkpoints(f"{tmp_path}/*")] == names[:2]
+
+
+def test_where_no_pattern_tells_copies_apart_an_example_is_shown(tmp_path):
+    for name in ("e1.pt", "e2.pt", "e2_best.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"such as 'ckpt/\*\[0-9\]\.pt', or a name with"):
+        find_checkpoints(f"{tmp_path}/*")
 
 
 def test_a_folder_further_up_that_is_called_last_is_no_copy(tmp_path):

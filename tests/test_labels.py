@@ -138,3 +138,53 @@ def test_refined_labels_are_the_teachers(runs_root):
     given = dataclasses.replace(refined, labels="given")
     found = soft_target_loss(logits, probs, torch.tensor([0]), given)
     assert found.item() == pytest.approx(np.log(1 + np.exp(-1)))
+
+
+def test_checkpoint_files_rank_the_labels_of_a_folder(fmn, tmp_path, monkeypatch):
+    """As the guide's loop makes them: a small network, digits in folders of classes."""
+    from sklearn.datasets import load_digits
+
+    monkeypatch.chdir(tmp_path)
+    pixels, truth = load_digits(return_X_y=True)
+    pixels, truth = pixels[:700].astype(np.float32) / 16, truth[:700]
+    rng = np.random.default_rng(0)
+    other = (truth + rng.integers(1, 10, 700)) % 10
+    given = np.where(rng.random(700) < 0.3, other, truth)
+    for n in range(700):
+        folder = tmp_path / ("train" if n < 500 else "val") / str((given if n < 500 else truth)[n])
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((255 * pixels[n]).astype(np.uint8).reshape(8, 8))
+        image.save(folder / f"{n}.png")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    hidden = nn.Linear(64, 128)\n"
+        "    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(128, 10))\n"
+    )
+    import torch
+    from torch.nn import functional as F
+
+    scope: dict[str, object] = {}
+    exec((tmp_path / "net.py").read_text(), scope)
+    torch.manual_seed(0)
+    net, inputs, targets = scope["build"](), torch.from_numpy(pixels), torch.from_numpy(given)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    for epoch in range(12):
+        for batch in torch.randperm(500).split(50):
+            optimizer.zero_grad()
+            F.cross_entropy(net(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+        torch.save(net.state_dict(), tmp_path / f"e{epoch}.pt")
+    words = ["--model", "net.py:build", "--size", 8, "--resize", 8, "--mean", 0, "--std", 1]
+    words += ["--checkpoints", "e*.pt", "--data", "val", "--json"]
+    assert "--train is missing" in fmn("labels", *words)[2]
+    code, out, _ = fmn("labels", *words, "--train", "train", "--html", "wrong.html")
+    assert code == 0
+    assert abs(json.loads(out)["estimated noise rate"] - 0.3) < 0.08
+    table = pd.read_csv("labels.csv", dtype={"given": str})
+    number = table["file"].str.extract(r"(\d+)\.png")[0].astype(int).to_numpy()
+    assert (table["given"] == given[number].astype(str)).all()
+    wrong = (given != truth)[number]
+    assert wrong[: wrong.sum()].mean() > 0.8
+    assert "suggested" in (tmp_path / "wrong.html").read_text()
+    assert "give a run, or --checkpoints" in fmn("labels", "--csv", "other.csv")[2]

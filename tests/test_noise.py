@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fmnlib import InputError, RunConfig, RunRecord
-from fmnlib.noise import asymmetric, estimated_matrix, human, symmetric, transition
+from fmnlib.noise import asymmetric, estimated_matrix, noisy_labels, symmetric, transition
 from fmnlib.training import train
 
 CLASSES = 7
@@ -74,13 +74,18 @@ def test_the_seed_decides(draw):
     np.testing.assert_array_equal(LABELS, before)
 
 
-def test_human_labels_are_taken_when_their_order_is_the_data_sets():
+def test_human_labels_are_taken_when_their_order_is_the_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMN_DATA", str(tmp_path))
+    (tmp_path / "cifar100n").mkdir()
     given = symmetric(LABELS, CLASSES, 0.3, seed=0)[0]
-    noisy, flipped = human(LABELS, LABELS.copy(), given)
-    np.testing.assert_array_equal(noisy, given)
-    np.testing.assert_array_equal(flipped, given != LABELS)
+    file = tmp_path / "cifar100n" / "cifar100n_human.npz"
+    np.savez(file, clean_label=LABELS, noisy_label=given)
+    config, some = RunConfig(dataset="cifar100", noise="human"), np.arange(0, len(LABELS), 3)
+    noisy, flipped = noisy_labels(config, LABELS, some, CLASSES)
+    np.testing.assert_array_equal(noisy, given[some])
+    np.testing.assert_array_equal(flipped, (given != LABELS)[some])
     with pytest.raises(InputError, match="not the data set's, in its order"):
-        human(LABELS, LABELS[::-1].copy(), given)
+        noisy_labels(config, LABELS[::-1].copy(), some, CLASSES)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, np.nan])

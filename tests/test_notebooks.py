@@ -59,6 +59,12 @@ SMALL = {
         "greedy_size": 5,
     },
     "11_your_own_model": {},
+    "13_wrong_labels": {
+        "settings": [["symmetric", 0.4], ["asymmetric", 0.4]],
+        "taught": ["sym40"],
+        "seeds": [0, 1],
+        "splits": [0],
+    },
 }
 GRID = "12_cifar100"  # trains for a day, or reads what was trained
 ITS_OWN = {"11_your_own_model"}  # trains in a loop of its own, in a folder of its own

@@ -14,11 +14,8 @@ class RecordEpochs(WatchCallback, TrainerCallback):
     A training that goes on from the Trainer's own checkpoint goes on in the folder as well. Where
     several processes train, the first one records.
 
-    Args:
-        folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
-        batches: Mappings that hold "labels" beside the model's arguments, such as
-            `DataLoader(dataset, 64, collate_fn=default_data_collator)`.
-        **options: As in `Tracker`: overwrite, outputs, ids, groups.
+    The arguments are as in `Watch`; batches are mappings that hold "labels" beside the model's
+    arguments, such as `DataLoader(dataset, 64, collate_fn=default_data_collator)`.
     """
 
     def on_train_begin(

@@ -11,11 +11,8 @@ class RecordEpochs(WatchCallback, Callback):
     A training that goes on from Lightning's own checkpoint goes on in the folder as well. Where
     several processes train, the first one records.
 
-    Args:
-        folder: Folder of the record and the checkpoints; `fmn diagnose FOLDER` reads it.
-        batches: Pairs `(inputs, labels)`, such as a DataLoader that does not shuffle. The
-            module's `forward` takes the inputs and returns logits.
-        **options: As in `Tracker`: overwrite, outputs, ids, groups.
+    The arguments are as in `Watch`; batches are pairs `(inputs, labels)`, such as a DataLoader
+    that does not shuffle. The module's `forward` takes the inputs and returns logits.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

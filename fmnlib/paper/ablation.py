@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fmnlib import noise
 from fmnlib.config import InputError
 from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, refuse_test, share_intervals, single
+from fmnlib.noise import noisy_labels
 from fmnlib.record import Result, RunRecord
 from fmnlib.scores import by_class
 from fmnlib.stats import score
@@ -30,12 +30,9 @@ def scored(
 ) -> list[Result]:
     """Choose on the validation half of each split, in each way, and score on its test half.
 
-    Args:
-        records: Trained runs; their configs name setting and seed.
-        splits: Seeds of the splits; where none is given, each run's training seed.
-        ways: Ways of choosing, by name; the name is the method of the result.
-        item: Name of the experiment.
-        extra_seconds: Training that every way needs besides the run's own.
+    The configs of the records name setting and seed, a way's name is the method of its results.
+    Without splits each run has the one of its training seed. Every way needs the extra seconds of
+    training besides the run's own.
     """
     results = []
     for record in records:
@@ -44,9 +41,9 @@ def scored(
             val, test = record.split(split)
             for method, choose in ways.items():
                 fusion = choose(val)
-                names: dict[str, Any] = {"item": item, "method": method, "split": split}
-                probs, networks = fuse(test, fusion), fusion.networks
-                results.append(score(probs, test, networks=networks, seconds=cost, **names))
+                about: dict[str, Any] = {"networks": fusion.networks, "seconds": cost}
+                about |= {"item": item, "method": method, "split": split}
+                results.append(score(fuse(test, fusion), test, **about))
     return results
 
 
@@ -103,23 +100,15 @@ def fewer(val: RunRecord, count: int) -> RunRecord:
     return val.take(np.sort(chosen), "val")
 
 
-def mislabelled(val: RunRecord, confused_with: Mapping[int, int]) -> RunRecord:
-    """A validation half with the label noise of its run: symmetric, asymmetric or none.
-
-    Asymmetric noise takes its map from `fmnlib.noise.confused_with`.
-    """
+def mislabelled(val: RunRecord) -> RunRecord:
+    """A validation half with the label noise of its run: symmetric, asymmetric or none."""
     refuse_test(val)
     if val.config is None:
         raise InputError("this record has no config; use the record of a trained run")
-    config = val.config
-    if config.noise == "none":
-        return val
-    if config.noise == "symmetric":
-        labels, _ = noise.symmetric(val.labels, val.classes, config.noise_rate, seed=0)
-    elif config.noise == "asymmetric":
-        labels, _ = noise.asymmetric(val.labels, confused_with, config.noise_rate, seed=0)
-    else:
-        raise InputError(f"the run's noise is {config.noise}; choose symmetric or asymmetric")
+    if val.config.noise not in ("none", "symmetric", "asymmetric"):
+        raise InputError(f"the run's noise is {val.config.noise}; choose symmetric or asymmetric")
+    config, every = dataclasses.replace(val.config, noise_seed=0), np.arange(len(val.labels))
+    labels, _ = noisy_labels(config, val.labels, every, val.classes)
     return dataclasses.replace(val, labels=labels)
 
 
@@ -136,24 +125,6 @@ def share_accuracy(
     final, candidate = fuse(record, single(record)), fuse(record, around(record, epoch, window))
     lo, hi = share_intervals(final, candidate, record.labels)
     return ((lo < shares[:, None]) & (shares[:, None] < hi)).mean(axis=1)
-
-
-def reliability(
-    record: RunRecord, fusion: Fusion, bins: int = 10
-) -> tuple[Float64[np.ndarray, " used"], Float64[np.ndarray, " used"]]:
-    """Mean confidence and accuracy in equal bins of confidence; empty bins are left out.
-
-    >>> probs = np.array([[[0.75, 0.25], [0.75, 0.25], [0.95, 0.05]]])
-    >>> record = RunRecord.from_arrays(probs, [0, 1, 0])
-    >>> [values.tolist() for values in reliability(record, single(record))]
-    [[0.75, 0.95], [0.5, 1.0]]
-    """
-    from sklearn.calibration import calibration_curve
-
-    probs = fuse(record, fusion)
-    right = probs.argmax(axis=1) == record.labels
-    accuracy, confidence = calibration_curve(right, probs.max(axis=1), n_bins=bins)
-    return confidence, accuracy
 
 
 def class_accuracy(

@@ -6,9 +6,15 @@ that change the training (AAAI Table 3): each is a config, and weights over epoc
 ensembles and FGE average the probabilities of the networks that have weight, SWA averages their
 parameters; EMA averages parameters at every step, so that its run records the average itself.
 `compare_students` and `try_losses` vary the teacher and the loss of a student.
+
+All take a config for each setting and seed, the name of the experiment (`item`, such as
+label_noise) and the seeds of the splits, as in `fmnlib.paper.ablation.scored`: what is chosen is
+chosen on the validation half, and scores are of the test half. `fresh` ignores the committed
+records and trains.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,22 +39,22 @@ REGIMES: dict[str, dict[str, dict[str, Any]]] = {
 """What the two regimes change in each profile; memorising is classic overfitting."""
 NEIGHBOURS = 15
 
+Configs = Sequence[RunConfig]  # one for each setting and seed
+Seeds = Sequence[int]  # of trainings or of splits
+_Part = tuple[Job, Mapping[str, Choice], Seeds]  # with ways to choose, and splits
+
 
 def replicates(
     profile: str,
     settings: Sequence[tuple[str, float]],
-    seeds: Sequence[int],
+    seeds: Seeds,
     regimes: Sequence[str] = ("augmented", "memorising"),
     **changes: Any,
 ) -> list[RunConfig]:
     """Runs of every regime, noise and seed; each seed has its own draw of the wrong labels.
 
-    Args:
-        profile: As in `RunConfig.of_profile`.
-        settings: Kinds of noise with their rates.
-        seeds: Training seeds, which seed the noise as well.
-        regimes: Of `REGIMES`.
-        changes: Other fields of `RunConfig`.
+    Profiles are those of `RunConfig.of_profile`, settings are kinds of noise with their rates, and
+    changes other fields of `RunConfig`.
 
     >>> [run.condition for run in replicates("quick", [("symmetric", 0.4)], [0])]
     ['augmented_sym40', 'memorising_sym40']
@@ -67,51 +73,59 @@ def replicates(
 
 
 def compare(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     members: int = 3,
     teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
     """Score single networks, ensembles, students and 15 nearest neighbours on these runs.
 
-    What is chosen (epochs, shares) is chosen on the validation half of a split; scores are of its
-    test half. The ensembles over epochs have as many networks as Knowledge Fusion took; the
-    nearest neighbours are of pixels, with the labels that the run trains on.
-
-    Args:
-        configs: One for each setting and seed.
-        item: Name of the experiment, such as label_noise.
-        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
-        members: Size of the independent ensemble.
-        teacher_views: Of the students of runs with augmentation, as in `StudentConfig`.
-        fresh: Ignore the committed records and train.
+    The ensembles over epochs have as many networks as Knowledge Fusion took, the independent one
+    has `members`; the nearest neighbours are of pixels, with the labels that the run trains on.
+    Students of runs with augmentation have `teacher_views`, as in `StudentConfig`.
     """
     ensembles = [independent_members(config, members) for config in configs]
-    records = runs.obtain([config for ensemble in ensembles for config in ensemble], fresh=fresh)
-    cells, jobs = [], []
-    for number, config in enumerate(configs):
-        ensemble = records[number * members : (number + 1) * members]
-        for split in splits or [config.seed]:
-            fusions = _fuse_run(ensemble[0].split(split)[0])
-            cells.append((split, ensemble, fusions))
-            kf, views = fusions["kf"], 0 if config.augment == "none" else teacher_views
-            jobs.append(runs.averaged(config, "best", fusions["best_probs"]))
-            jobs.append(runs.averaged(config, "kf", kf))
-            jobs.append(runs.student(config, "kf", kf, teacher_views=views))
-    merged = iter(runs.obtain(jobs, fresh=fresh))
-    results = []
-    for split, ensemble, fusions in cells:
+    records = iter(runs.obtain(itertools.chain(*ensembles), fresh=fresh))
+    of_runs: list[list[Result]] = []
+    parts: list[_Part] = []
+    for config in configs:
+        ensemble = [*itertools.islice(records, members)]
         run = ensemble[0]
-        ways = {method: always(weights) for method, weights in fusions.items()}
-        results += scored([run], [split], ways, item=item)
-        results.append(_score_neighbours(run, split, item))
-        results.append(_score_independent(ensemble, split, item))
-        for method in ("averaged_best", "averaged_kf", "distilled_kf"):
-            one, cost = {method: single}, _seconds(run)
-            results += scored([next(merged)], [split], one, item=item, extra_seconds=cost)
+        for split in splits or [config.seed]:
+            fusions = _fuse_run(run.split(split)[0])
+            ways = {method: always(weights) for method, weights in fusions.items()}
+            one = scored([run], [split], ways, item=item)
+            one += [_score_neighbours(run, split, item)]
+            of_runs.append([*one, _score_independent(ensemble, split, item)])
+            jobs = merged_jobs(config, fusions["best_probs"], fusions["kf"], teacher_views)
+            parts += [(job, {method: single}, [split]) for method, job in jobs.items()]
+    merged = iter(_score_jobs(parts, item, fresh))
+    return [result for one in of_runs for result in (*one, *itertools.islice(merged, len(jobs)))]
+
+
+def merged_jobs(config: RunConfig, best: Fusion, kf: Fusion, teacher_views: int) -> dict[str, Job]:
+    """The jobs of putting the best epochs and Knowledge Fusion into one network, by method."""
+    views = 0 if config.augment == "none" else teacher_views
+    return {
+        "averaged_best": runs.averaged(config, "best", best),
+        "averaged_kf": runs.averaged(config, "kf", kf),
+        "distilled_kf": runs.student(config, "kf", kf, teacher_views=views),
+    }
+
+
+def _score_jobs(parts: Sequence[_Part], item: str, fresh: bool) -> list[Result]:
+    """Make jobs, and score each; it needs the training of the runs that it is made from, too."""
+    records = runs.obtain([job for job, _, _ in parts], fresh=fresh)
+    teachers = [[*dict.fromkeys(m.config for m in job.members)] for job, _, _ in parts]
+    every = [*dict.fromkeys(itertools.chain(*teachers))]
+    seconds = dict(zip(every, map(_seconds, runs.obtain(every, fresh=fresh)), strict=True))
+    results = []
+    for (_, ways, splits), record, made_from in zip(parts, records, teachers, strict=True):
+        cost = sum((seconds[config] for config in made_from), 0.0)
+        results += scored([record], splits, ways, item=item, extra_seconds=cost)
     return results
 
 
@@ -155,16 +169,14 @@ def _score_neighbours(run: RunRecord, split: int, item: str) -> Result:
     knn = KNeighborsClassifier(NEIGHBOURS).fit(pixels, data.labels.numpy())
     probs = np.zeros((len(test.labels), run.classes))
     probs[:, knn.classes_] = knn.predict_proba(queries[test.index])
-    names: dict[str, Any] = {"item": item, "method": "knn", "split": split}
-    return score(probs, test, networks=0, seconds=0.0, **names)
+    return score(probs, test, item=item, method="knn", split=split, networks=0, seconds=0.0)
 
 
 def _score_independent(ensemble: Sequence[RunRecord], split: int, item: str) -> Result:
     tests = [record.split(split)[1] for record in ensemble]
     probs = np.mean([fuse(test, single(test)) for test in tests], axis=0)
-    names: dict[str, Any] = {"item": item, "method": "independent", "split": split}
-    cost = sum(map(_seconds, ensemble))
-    return score(probs, tests[0], networks=len(tests), seconds=cost, **names)
+    cost: dict[str, Any] = {"networks": len(tests), "seconds": sum(map(_seconds, ensemble))}
+    return score(probs, tests[0], item=item, method="independent", split=split, **cost)
 
 
 def _seconds(record: RunRecord) -> float:
@@ -172,42 +184,25 @@ def _seconds(record: RunRecord) -> float:
 
 
 def compare_rivals(
-    configs: Sequence[RunConfig],
-    *,
-    item: str,
-    decay: float = 0.99,
-    splits: Sequence[int] = (),
-    fresh: bool = False,
+    configs: Configs, *, item: str, decay: float = 0.99, splits: Seeds = (), fresh: bool = False
 ) -> list[Result]:
     """Score three other uses of a run's budget and of the validation half's clean labels.
 
-    A moving average of the weights with early stopping (among ten of its epochs, and the last);
-    a network that trains on the validation half alone, which the others use to choose; and one
-    that trains on it and the run's own data together.
-
-    Args:
-        configs: One for each setting and seed.
-        item: Name of the experiment.
-        decay: Of the moving average, per step.
-        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
-        fresh: Ignore the committed records and train.
+    A moving average of the weights, of this decay a step, with early stopping (among ten of its
+    epochs, and the last); a network that trains on the validation half alone, which the others
+    use to choose; and one that trains on it and the run's own data together.
     """
-    jobs: list[RunConfig] = []
-    ways: list[tuple[dict[str, Choice], Sequence[int]]] = []
+    parts: list[_Part] = []
     for config in configs:
         tenth = max(1, config.epochs // 10)
-        jobs.append(dataclasses.replace(config, ema=decay, keep_every=tenth))
-        ways.append(({"ema_stopped": fusion.early_stopping}, splits))
+        moving = dataclasses.replace(config, ema=decay, keep_every=tenth)
+        parts.append((Job(moving), {"ema_stopped": fusion.early_stopping}, splits))
+        last = dataclasses.replace(config, keep_every=config.epochs)
         for split in splits or [config.seed]:
             for use, method in (("alone", "clean_half"), ("added", "clean_half_added")):
-                half = f"{use}:{split}"
-                last = dataclasses.replace(config, keep_every=config.epochs, validation_half=half)
-                jobs.append(last)
-                ways.append(({method: single}, [split]))
-    results = []
-    for record, (way, halves) in zip(runs.obtain(jobs, fresh=fresh), ways, strict=True):
-        results += scored([record], halves, way, item=item)
-    return results
+                trained = dataclasses.replace(last, validation_half=f"{use}:{split}")
+                parts.append((Job(trained), {method: single}, [split]))
+    return _score_jobs(parts, item, fresh)
 
 
 Protocol = tuple[RunConfig, Fusion]
@@ -252,40 +247,25 @@ def ema(config: RunConfig, decay: float) -> Protocol:
 
 
 def compare_protocols(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
     networks: int = 5,
     decay: float = 0.99,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     fresh: bool = False,
 ) -> list[Result]:
     """Score snapshot ensembles, FGE, SWA and EMA in place of these runs; they select nothing.
 
-    Args:
-        configs: One for each setting and seed.
-        item: Name of the experiment.
-        networks: Networks of a snapshot ensemble, of FGE, and in the mean of SWA.
-        decay: Of the moving average, per step.
-        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
-        fresh: Ignore the committed records and train.
+    Snapshot ensembles and FGE have so many `networks`, and SWA as many in its mean.
     """
-    protocols = [
-        (method, *protocol)
-        for config in configs
-        for method, protocol in _protocols(config, networks, decay).items()
-    ]
-    records = runs.obtain([config for _, config, _ in protocols], fresh=fresh)
-    jobs = [runs.averaged(c, "swa", weights) for name, c, weights in protocols if name == "swa"]
-    means = iter(runs.obtain(jobs, fresh=fresh))
-    results = []
-    for (method, _, weights), record in zip(protocols, records, strict=True):
-        if method == "swa":
-            way, cost = {method: single}, _seconds(record)
-            results += scored([next(means)], splits, way, item=item, extra_seconds=cost)
-        else:
-            results += scored([record], splits, {method: always(weights)}, item=item)
-    return results
+    parts: list[_Part] = []
+    for config in configs:
+        for method, (changed, weights) in _protocols(config, networks, decay).items():
+            mean, way = method == "swa", always(weights)
+            job = runs.averaged(changed, method, weights) if mean else Job(changed)
+            parts.append((job, {method: single if mean else way}, splits))
+    return _score_jobs(parts, item, fresh)
 
 
 def protocol_jobs(
@@ -335,56 +315,35 @@ def student_of_finals(name: str, teachers: Sequence[RunConfig], teacher_views: i
 
 
 def compare_students(
-    configs: Sequence[RunConfig],
+    configs: Configs,
     *,
     item: str,
-    splits: Sequence[int] = (),
+    splits: Seeds = (),
     members: int = 3,
     teacher_views: int = 0,
     fresh: bool = False,
 ) -> list[Result]:
     """Score students of the final network and of the independent ensemble; they select nothing.
 
-    Args:
-        configs: One for each setting and seed.
-        item: Name of the experiment.
-        splits: Seeds of the splits, as in `fmnlib.paper.ablation.scored`.
-        members: Size of the independent ensemble.
-        teacher_views: As in `compare`.
-        fresh: Ignore the committed records and train.
+    `members` and `teacher_views` are as in `compare`.
     """
     ensembles = [independent_members(config, members) for config in configs]
     teachers = [("single", ensemble[:1]) for ensemble in ensembles]
     teachers += [("independent", ensemble) for ensemble in ensembles]
-    jobs = [student_of_finals(*teacher, teacher_views) for teacher in teachers]
-    students = runs.obtain(jobs, fresh=fresh)
-    results = []
-    for (name, ensemble), student in zip(teachers, students, strict=True):
-        way = {f"student_{name}": single}
-        cost = sum(map(_seconds, runs.obtain(ensemble, fresh=fresh)))
-        results += scored([student], splits, way, item=item, extra_seconds=cost)
-    return results
+    parts: list[_Part] = []
+    for name, ensemble in teachers:
+        job = student_of_finals(name, ensemble, teacher_views)
+        parts.append((job, {f"student_{name}": single}, splits))
+    return _score_jobs(parts, item, fresh)
 
 
 def try_losses(
-    configs: Sequence[RunConfig],
-    losses: Sequence[Mapping[str, Any]],
-    *,
-    split: int = 0,
-    fresh: bool = False,
+    configs: Configs, losses: Sequence[Mapping[str, Any]], *, split: int = 0, fresh: bool = False
 ) -> list[list[float]]:
     """Accuracy of students of Knowledge Fusion on the validation half, for each loss and run.
 
-    It is the validation half because these numbers choose the defaults of `StudentConfig`.
-
-    Args:
-        configs: The runs.
-        losses: Fields of `StudentConfig`: temperature, soft_share, teacher_views, init.
-        split: Seed of the split.
-        fresh: Ignore the committed records and train.
-
-    Returns:
-        For each loss the accuracy of each run, from 0 to 1.
+    It is the validation half because these numbers choose the defaults of `StudentConfig`, whose
+    fields the losses are: temperature, soft_share, teacher_views, init.
     """
     jobs = []
     for config, record in zip(configs, runs.obtain(configs, fresh=fresh), strict=True):

@@ -17,6 +17,7 @@ from fmnlib.data import load
 from fmnlib.files import write_whole
 from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
+from fmnlib.plots import METHODS
 from fmnlib.record import RunRecord
 from fmnlib.runs import Job
 
@@ -27,17 +28,12 @@ _FORGOTTEN = 12  # images that are published of a run
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a grid, and the networks that its comparison needs.
+    """One run of a grid, and the networks that its comparison needs."""
 
-    Attributes:
-        config: The run.
-        wider: Compare with the papers' Table 3 and with the students of other teachers instead.
-        teacher_views: Of its student, as in `StudentConfig`.
-    """
-
-    config: RunConfig
+    config: RunConfig  #: The run
+    #: Compare with the papers' Table 3 and with the students of other teachers instead
     wider: bool = False
-    teacher_views: int = 0
+    teacher_views: int = 0  #: Of its student, as in `fmnlib.paper.compare.compare`
 
     @property
     def id(self) -> str:
@@ -61,20 +57,13 @@ _HUMAN = {"noise": "human"}
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What the cells of a grid have in common, and what each changes, most informative first.
+    """What the cells of a grid have in common, and what each changes, most informative first."""
 
-    Attributes:
-        profile: Of `RunConfig.of_profile`.
-        changes: Of the profile, for each cell.
-        wider: The first three cells also have wider ones.
-        teacher_views: Of the students of augmented runs.
-        vary_noise: Every training seed has its own noise and its own part of the images.
-    """
-
-    profile: str
-    changes: list[dict[str, Any]]
-    wider: bool = False
-    teacher_views: int = 0
+    profile: str  #: Of `RunConfig.of_profile`
+    changes: list[dict[str, Any]]  #: Of the profile, for each cell
+    wider: bool = False  #: The first three cells also have wider ones
+    teacher_views: int = 0  #: Of the students of augmented runs
+    #: Every training seed has its own noise and its own part of the images
     vary_noise: bool = False
 
 
@@ -111,8 +100,7 @@ def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
         for seed in seeds:
             drawn = {"noise_seed": seed} if plan.vary_noise else {}
             config = RunConfig.of_profile(plan.profile, **change, seed=seed, **drawn)
-            views = 0 if config.augment == "none" else plan.teacher_views
-            every.append(Cell(config, teacher_views=views))
+            every.append(Cell(config, teacher_views=plan.teacher_views))
     wide = every[: 3 * len(seeds)] if plan.wider else []
     return every + [dataclasses.replace(cell, wider=True) for cell in wide]
 
@@ -126,11 +114,7 @@ def work(
 ) -> None:
     """Make what is missing, in order; interrupted runs are resumed.
 
-    Args:
-        every: The cells, most informative first.
-        device: As in `fmnlib.training.train`.
-        workers: Runs at a time, as in `fmnlib.runs.obtain`.
-        deadline: As in `fmnlib.training.train`.
+    The cells come the most informative first; the rest is as in `fmnlib.runs.obtain`.
 
     Raises:
         Paused: If the deadline leaves something to make.
@@ -145,9 +129,7 @@ def work(
 def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
     """One row for each network of a grid: what it is for, its state, the seconds it took.
 
-    Args:
-        every: The cells.
-        published: Ids of the cells that need not be made here.
+    Cells whose ids are published need not be made here.
     """
     rows = []
     for cell, name, job in _named(every):
@@ -181,11 +163,8 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
 def publish(every: Sequence[Cell], target: Path) -> int:
     """Write scores and light records of the cells that are complete here; return their number.
 
-    Cells that were published before, by another machine perhaps, stay as they are, and count.
-
-    Args:
-        every: The cells.
-        target: Folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
+    Cells that were published before, by another machine perhaps, stay as they are, and count. The
+    target is a folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
     """
     content = published(target)
     for cell in every:
@@ -240,22 +219,17 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
     if cell.wider:
         yield from compare.protocol_jobs(config)
         yield "student of the final network", compare.student_of_finals("single", ensemble[:1])
-        yield (
-            "student of the independent networks",
-            compare.student_of_finals("independent", ensemble),
-        )
+        student = compare.student_of_finals("independent", ensemble)
+        yield "student of the independent networks", student
         return
     yield "run", Job(config)
-    distilled = averaged = best = None
+    jobs: dict[str, Job] = {}
     if runs.complete(config):
         val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
-        kf = knowledge_fusion(val)
-        averaged = runs.averaged(config, "kf", kf)
-        best = runs.averaged(config, "best", best_epochs(val))
-        distilled = runs.student(config, "kf", kf, teacher_views=cell.teacher_views)
-    yield "Distilled KF", distilled
-    yield "Averaged KF", averaged
-    yield "Mean weights of 5 best", best
+        fusions = best_epochs(val), knowledge_fusion(val)
+        jobs = compare.merged_jobs(config, *fusions, cell.teacher_views)
+    for method in ("distilled_kf", "averaged_kf", "averaged_best"):
+        yield METHODS[method].name, jobs.get(method)
     for number, member in enumerate(ensemble[1:], 2):
         yield f"independent network {number}", Job(member)
 

@@ -19,12 +19,15 @@ from fmnlib.plots import (
     METHODS,
     PERCENT,
     RED,
+    Curve,
     LineStyle,
+    Runs,
     finish,
     forget_curve,
 )  # fmt: skip
 from fmnlib.stats import Numbers
 
+Components = Float[np.ndarray, "times components"]
 _SQUARE = (0, 256, 0, 256)
 _PALE = ListedColormap(["#dbe2ff", "#ffe3d6"])
 
@@ -57,9 +60,7 @@ def logarithmic(ax: Axes, values: Sequence[float], label: str) -> Axes:
     return finish(ax, xlabel=f"{label}, logarithmic")
 
 
-def forget_curves(
-    ax: Axes, curves: Mapping[str, Float[np.ndarray, "runs epochs"]], title: str
-) -> Axes:
+def forget_curves(ax: Axes, curves: Mapping[str, Runs], title: str) -> Axes:
     """Forget fraction by epoch of some variants: mean over runs, bands from least to most."""
     for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
         forget_curve(ax, forget, label, color, style)
@@ -83,11 +84,7 @@ def lost_by(
 
 
 def plateau(
-    ax: Axes,
-    shares: Float[np.ndarray, " shares"],
-    val: Float[np.ndarray, " shares"],
-    test: Float[np.ndarray, " shares"],
-    near: Float[np.ndarray, " near"],
+    ax: Axes, shares: Curve, val: Curve, test: Curve, near: Float[np.ndarray, " near"]
 ) -> Axes:
     """Accuracy of both halves against the share mixed in, and the shares that are as good."""
     ax.plot(shares, val, color=BLUE, ls="-", label="validation half")
@@ -98,12 +95,7 @@ def plateau(
     return finish(ax, xlabel="share of the epochs mixed in", ylabel="accuracy")
 
 
-def reliability(
-    ax: Axes,
-    confidence: Float[np.ndarray, " bins"],
-    accuracy: Float[np.ndarray, " bins"],
-    method: str,
-) -> Axes:
+def reliability(ax: Axes, confidence: Curve, accuracy: Curve, method: str) -> Axes:
     """Accuracy against confidence; below the diagonal confidence is too high."""
     look = METHODS[method]
     ax.plot([0, 1], [0, 1], color=GREY, lw=0.8)
@@ -156,11 +148,7 @@ def forget_map(ax: Axes, time: Float[np.ndarray, "side side"], epochs: int) -> A
 
 
 def paths(
-    ax: Axes,
-    closed: Float[np.ndarray, "times components"],
-    descended: Float[np.ndarray, "times components"],
-    names: Sequence[str],
-    every: int,
+    ax: Axes, closed: Components, descended: Components, names: Sequence[str], every: int
 ) -> Axes:
     """Components of a separator by step: closed form as lines, gradient descent as markers."""
     steps = np.arange(len(closed))
@@ -173,10 +161,7 @@ def paths(
 
 
 def order_of_error(
-    ax: Axes,
-    errors: Sequence[tuple[str, Float[np.ndarray, " scales"], Float[np.ndarray, " scales"]]],
-    order: int,
-    xlabel: str,
+    ax: Axes, errors: Sequence[tuple[str, Curve, Curve]], order: int, xlabel: str
 ) -> Axes:
     """Name, scales and errors on logarithmic axes, beside a line of the order claimed."""
     for (name, scale, error), (color, _), marker in zip(errors, LINES, "os^Dv", strict=False):
@@ -188,27 +173,8 @@ def order_of_error(
     return finish(ax, xlabel=xlabel, ylabel="largest relative error")
 
 
-def trend(
-    ax: Axes,
-    place: Float[np.ndarray, " bins"],
-    low: Float[np.ndarray, " bins"],
-    middle: Float[np.ndarray, " bins"],
-    high: Float[np.ndarray, " bins"],
-    label: str,
-) -> Axes:
-    """The middle of each bin with its quartiles, on a logarithmic scale."""
-    spread = np.array([middle - low, high - middle])
-    ax.errorbar(place, middle, spread, color=BLACK, marker="o", capsize=3, label=label)
-    ax.set_yscale("log")
-    return finish(ax)
-
-
 def matched_curves(
-    ax: Axes,
-    curves: Sequence[
-        tuple[str, Float[np.ndarray, "runs epochs"], Float[np.ndarray, "bounds epochs"]]
-    ],
-    ylabel: str,
+    ax: Axes, curves: Sequence[tuple[str, Runs, Float[np.ndarray, "2 epochs"]]], ylabel: str
 ) -> Axes:
     """A measure of overlap by epoch: mean over runs, and the band that chance would give."""
     for (name, values, chance), (color, style) in zip(curves, LINES[1:], strict=False):

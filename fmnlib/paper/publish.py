@@ -14,10 +14,7 @@ from fmnlib.stats import Summary
 def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
     """Show where an item's numbers come from, and leave them in the notebook for the book.
 
-    Args:
-        item: Name of the experiment; the notebook's name without its number.
-        summary: Its numbers, as `fmnlib.stats.summarize` gives them.
-        records: The runs that it rests on.
+    The item is the notebook's name without its number; the numbers rest on the records.
     """
     from IPython.display import display
 
@@ -36,12 +33,7 @@ def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "commit": all_of("commit"),
         "changed": any(record.provenance["changed"] for record in records),
-        "date": all_of("date"),
-        "device": all_of("device"),
-        "threads": all_of("threads"),
-        "python": all_of("python"),
-        "torch": all_of("torch"),
-        "numpy": all_of("numpy"),
+        **{key: all_of(key) for key in ("date", "device", "threads", "python", "torch", "numpy")},
         "runs": len(records),
         "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
     }

@@ -22,10 +22,15 @@ from jaxtyping import Bool, Float, Int
 from fmnlib import scores
 from fmnlib.config import InputError
 
+Vector = Float[np.ndarray, " features"]
+Inputs = Float[np.ndarray, "samples features"]
+Labels = Float[np.ndarray, " samples"]  # -1 and 1
+Path = Float[np.ndarray, "times features"]  # of a separator
+Layers = Sequence[Float[np.ndarray, "_ _"]]
+Sets = Bool[np.ndarray, "rows samples"]
 
-def principal_axes(
-    inputs: Float[np.ndarray, "samples features"],
-) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, "features features"]]:
+
+def principal_axes(inputs: Inputs) -> tuple[Vector, Float[np.ndarray, "features features"]]:
     """The mean square s_j of the data along each principal axis, descending, and the axes.
 
     The components of the data, centred or not, are `inputs @ axes`.
@@ -39,29 +44,23 @@ def principal_axes(
 
 
 def separator_path(
-    start: Float[np.ndarray, " features"],
-    optimum: Float[np.ndarray, " features"],
-    spectrum: Float[np.ndarray, " features"],
+    start: Vector,
+    optimum: Vector,
+    spectrum: Vector,
     *,
     lr: float,
     steps: int,
     depth: int = 1,
     gain: float = 1.0,
-) -> Float[np.ndarray, "times features"]:
-    """The separator after each step, in closed form (AAAI, section 4).
+) -> Path:
+    """The separator after each step of gradient descent, in closed form (AAAI, section 4).
 
-    w_j(n) = λ_j^n w_j(0) + (1 - λ_j^n) w_j^opt with λ_j = 1 - lr s_j L. At depth 1 this is exact.
-    A deeper network follows it to first order in the rate over a fixed number of steps, and for
-    all time in the limit of a large gain, where its layers hardly move.
+    w_j(n) = λ_j^n w_j(0) + (1 - λ_j^n) w_j^opt with λ_j = 1 - lr s_j L. At depth L = 1 this is
+    exact. A deeper network follows it to first order in the rate over a fixed number of steps,
+    and for all time in the limit of a large gain, where its layers hardly move.
 
-    Args:
-        start: w(0) on the principal axes.
-        optimum: The least-squares separator on them.
-        spectrum: s of `principal_axes`.
-        lr: Learning rate.
-        steps: Steps of gradient descent.
-        depth: Number of layers, L.
-        gain: Scale of each layer; it speeds up training by gain^(2L - 2).
+    Start and optimum (of least squares) are on the axes of `principal_axes`, which gives the
+    spectrum. A gain, the scale of each layer, speeds up training by gain^(2L - 2).
 
     >>> one = np.ones(1)
     >>> separator_path(0 * one, one, one, lr=0.25, steps=2, depth=2)[:, 0].tolist()
@@ -73,13 +72,8 @@ def separator_path(
 
 
 def _balanced_layers(
-    separator: Float[np.ndarray, " features"],
-    *,
-    depth: int,
-    width: int,
-    gain: float = 1.0,
-    seed: int = 0,
-) -> list[Float[np.ndarray, "_ _"]]:
+    separator: Vector, *, depth: int, width: int, gain: float = 1.0, seed: int = 0
+) -> Layers:
     """Weights W_1 ... W_L, each an isometry times the gain, whose product is the separator."""
     if depth == 1:
         return [separator[None].copy()]
@@ -99,13 +93,8 @@ def _balanced_layers(
 
 
 def _gradient_path(
-    layers: Sequence[Float[np.ndarray, "_ _"]],
-    inputs: Float[np.ndarray, "samples features"],
-    labels: Float[np.ndarray, " samples"],
-    *,
-    lr: float,
-    steps: int,
-) -> Float[np.ndarray, "times features"]:
+    layers: Layers, inputs: Inputs, labels: Labels, *, lr: float, steps: int
+) -> Path:
     """The separator after each step of full-batch gradient descent on a deep linear network."""
     moment, target = inputs.T @ inputs / len(inputs), labels @ inputs / len(inputs)
     layers, path = list(layers), []
@@ -124,28 +113,23 @@ def _gradient_path(
 
 
 def compare_paths(
-    start: Float[np.ndarray, " features"],
-    inputs: Float[np.ndarray, "samples features"],
-    labels: Float[np.ndarray, " samples"],
+    start: Vector,
+    inputs: Inputs,
+    labels: Labels,
     *,
     speed: float,
     steps: int,
     depth: int = 1,
     gain: float = 1.0,
-) -> tuple[Float[np.ndarray, "times features"], Float[np.ndarray, "times features"]]:
+) -> tuple[Path, Path]:
     """The separator's path by gradient descent on a real network, and by `separator_path`.
 
     The layers start as isometries times the gain, which wide random layers come close to: so the
     closed form holds at the start exactly. Hidden layers have 2 * features + 2 units.
 
-    Args:
-        start: w(0).
-        inputs: Data on their principal axes.
-        labels: Targets, -1 or 1.
-        speed: lr L gain^(2L - 2), the rate at which the product of the layers starts to learn.
-        steps: Steps of gradient descent, each on all of the data.
-        depth: Number of layers, L.
-        gain: Scale of each layer; gain^L must exceed the length of w(0).
+    `start` is w(0), inputs are data on their principal axes. The product of the layers starts to
+    learn at the rate `speed`, lr L gain^(2L - 2), where L is the depth and the gain the scale of
+    each layer; gain^L must exceed the length of w(0). Each step is on all of the data.
 
     Raises:
         InputError: If no such layers exist.
@@ -162,11 +146,7 @@ def compare_paths(
     return _gradient_path(layers, inputs, labels, lr=lr, steps=steps), closed
 
 
-def forget_time(
-    path: Float[np.ndarray, "times features"],
-    inputs: Float[np.ndarray, "samples features"],
-    labels: Float[np.ndarray, " samples"],
-) -> Int[np.ndarray, " samples"]:
+def forget_time(path: Path, inputs: Inputs, labels: Labels) -> Int[np.ndarray, " samples"]:
     """The first step after which w(n) y x <= 0, for points that are right at the start.
 
     It is -1 for points that are wrong at the start, and for those that never are. Every forgotten
@@ -181,11 +161,11 @@ def forget_time(
 
 
 def early_forget_time(
-    start: Float[np.ndarray, " features"],
-    optimum: Float[np.ndarray, " features"],
-    spectrum: Float[np.ndarray, " features"],
-    inputs: Float[np.ndarray, "samples features"],
-    labels: Float[np.ndarray, " samples"],
+    start: Vector,
+    optimum: Vector,
+    spectrum: Vector,
+    inputs: Inputs,
+    labels: Labels,
     *,
     lr: float,
     depth: int = 1,
@@ -206,7 +186,7 @@ def early_forget_time(
 
 
 def truncated_predictions(
-    inputs: Float[np.ndarray, "samples features"],
+    inputs: Inputs,
     labels: Int[np.ndarray, " samples"],
     eval_inputs: Float[np.ndarray, "evaluated features"],
     classes: int,
@@ -241,19 +221,14 @@ def truncated_predictions(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far a linear model and a network forget the same, epoch by epoch of the network.
+    """How far a linear model and a network forget the same, epoch by epoch of the network."""
 
-    Attributes:
-        correlation: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full.
-        share: Of M(n) that is in S(k).
-        correlation_by_chance: The same after exchanges of samples.
-        share_by_chance: Likewise.
-    """
-
+    #: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full
     correlation: Float[np.ndarray, " epochs"]
-    share: Float[np.ndarray, " epochs"]
+    share: Float[np.ndarray, " epochs"]  #: Of M(n) that is in S(k)
+    #: The same after exchanges of samples
     correlation_by_chance: Float[np.ndarray, "rounds epochs"]
-    share_by_chance: Float[np.ndarray, "rounds epochs"]
+    share_by_chance: Float[np.ndarray, "rounds epochs"]  #: Likewise
 
 
 def agreement(
@@ -306,16 +281,12 @@ def p_value(observed: float, chance: Float[np.ndarray, " rounds"]) -> float:
     return float((1 + (chance >= observed).sum()) / (1 + len(chance)))
 
 
-def _forgotten_sets(
-    correct: Bool[np.ndarray, "rows samples"],
-) -> Bool[np.ndarray, "rows-1 samples"]:
+def _forgotten_sets(correct: Sets) -> Bool[np.ndarray, "rows-1 samples"]:
     """What is right in some later row and wrong in the last, after each row but the last."""
     return np.array([scores.forgotten_after(correct, row) for row in range(len(correct) - 1)])
 
 
-def _matched(
-    sets: Bool[np.ndarray, "rows samples"], count: int
-) -> Bool[np.ndarray, "count samples"]:
+def _matched(sets: Sets, count: int) -> Bool[np.ndarray, "count samples"]:
     """The rows k = (n - β) / α for n below count, with α and β such that both ends meet.
 
     The paper matches n = α k + β and does not report α and β; this choice fits nothing.
@@ -323,9 +294,7 @@ def _matched(
     return sets[np.round(np.linspace(0, len(sets) - 1, count)).astype(int)]
 
 
-def _correlation(
-    one: Bool[np.ndarray, "rows samples"], other: Bool[np.ndarray, "rows samples"]
-) -> Float[np.ndarray, " rows"]:
+def _correlation(one: Sets, other: Sets) -> Float[np.ndarray, " rows"]:
     """Pearson's correlation of membership in the two sets (phi), row by row."""
     p, q = one.mean(axis=1), other.mean(axis=1)
     spread = np.sqrt(p * (1 - p) * q * (1 - q))
@@ -333,9 +302,7 @@ def _correlation(
     return np.divide(excess, spread, out=np.zeros(len(p)), where=spread > 0)
 
 
-def _overlap_share(
-    shallow: Bool[np.ndarray, "rows samples"], deep: Bool[np.ndarray, "rows samples"]
-) -> Float[np.ndarray, " rows"]:
+def _overlap_share(shallow: Sets, deep: Sets) -> Float[np.ndarray, " rows"]:
     """The part of the deep learner's set that is in the shallow one's; NaN where it is empty."""
     size, both = deep.sum(axis=1), (shallow & deep).sum(axis=1)
     return np.divide(both, size, out=np.full(len(size), np.nan), where=size > 0)
