@@ -109,6 +109,8 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(under(tensors, "ema."))
+    if parts.memory is not None:
+        parts.memory.targets.copy_(tensors["loss.targets"])
     for name, value in under(parts.tensors(), "scaler.").items():
         value.copy_(tensors.get(f"scaler.{name}", value))
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]

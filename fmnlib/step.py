@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fmnlib.config import RunConfig
 from fmnlib.data import Batch, DataSet
 from fmnlib.graph import Graphs
+from fmnlib.losses import Memory
 from fmnlib.models import autocast, number_format
 from fmnlib.parallel import World
 
@@ -19,12 +21,13 @@ Criterion = Callable[[Tensor, Batch], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What changes while a run trains; `ema` is the model itself where no average is kept."""
+    """What changes while a run trains; without an average `ema` is the model itself."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module
     scaler: torch.amp.GradScaler
+    memory: Memory | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that training changes, by name; no copies."""
@@ -33,6 +36,8 @@ class Parts:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        if self.memory is not None:
+            tensors["loss.targets"] = self.memory.targets
         names = ("_scale", "_growth_tracker") if self.scaler.is_enabled() else ()
         return tensors | {f"scaler.{name}": getattr(self.scaler, name) for name in names}
 
@@ -49,7 +54,8 @@ class Step:
         graphs: Replay steps as CUDA graphs, on a GPU.
 
     Attributes:
-        losses: Loss of each training sample when it was last trained on, `[samples]`.
+        losses: Loss of each training sample when it was last trained on, `[samples]`;
+            with a loss made for label noise its cross-entropy, so that runs compare.
         right: Whether it was predicted as its label says, `[samples]`.
     """
 
@@ -102,6 +108,8 @@ class Step:
         scaler.update()
         if parts.ema is not parts.model:
             _update_ema(parts.ema, parts.model, config.ema)
+        if config.loss != "cross_entropy":
+            loss = F.cross_entropy(logits, self.data.labels[index], reduction="none")
         self.losses[index] = loss.detach()
         self.right[index] = logits.detach().argmax(1) == self.data.labels[index]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from fmnlib import checkpoint, models
 from fmnlib.config import TAIL, InputError, Paused, RunConfig
 from fmnlib.data import DataSet, apply_crop_flip, load
 from fmnlib.images import ImageFiles
+from fmnlib.losses import Memory, begin_epoch, new_memory, sample_losses
 from fmnlib.models import State, autocast
 from fmnlib.parallel import SINGLE_PROCESS, World, join, synchronize_batchnorm
 from fmnlib.record import RunRecord
@@ -55,7 +55,7 @@ def train(
         folder: The run's own folder; made if need be.
         device: cpu, cuda or auto, which takes a GPU if there is one.
         data: The data set, if it is loaded already.
-        criterion: Loss per sample; cross-entropy with the data's labels where not given.
+        criterion: Loss per sample; the config's, with the data's labels, where not given.
         build: Makes the network; where not given, that of the config.
         initial: Weights to start from; fresh ones of the run's seed where not given.
         progress: Show a bar.
@@ -74,11 +74,16 @@ def train(
     """
     if config.teacher and criterion is None:
         raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
+    if config.loss != "cross_entropy" and criterion is not None:
+        raise InputError(f"loss is {config.loss!r} beside a criterion; leave one of them out")
     world, place = join(pick_device(device))
     data = load(config, place) if data is None else data
     if len(data.labels) < 2:
         raise InputError(f"{config.dataset} gives {len(data.labels)} training samples; take more")
-    criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
+    memory = new_memory(config, data.labels, data.classes)
+    if memory is not None and world.size > 1:
+        several = f"loss is {config.loss!r}, which remembers samples, on {world.size} processes"
+        raise InputError(f"{several}; use one process, or gce or sce")
     if build is None:
         with torch.device("meta"):  # a network that cannot be built leaves no folder behind
             _network(config, data)
@@ -87,8 +92,9 @@ def train(
         if world.first:
             checkpoint.check_labels(folder, data.labels.cpu().numpy())
         if not (folder / "record.npz").exists():
-            parts = _initialize(config, data, build, initial, world)
-            step = Step(config, data, parts, criterion, world, graphs)
+            parts = _initialize(config, data, build, initial, world, memory)
+            loss = criterion or _criterion(config, data, memory)
+            step = Step(config, data, parts, loss, world, graphs)
             recorder = Recorder(config, folder, data, parts.model) if world.first else None
             first = _resume(folder, parts, recorder, world)
             name = config.id if build is None else "distilling"  # another's network has no such id
@@ -202,14 +208,20 @@ def _network(config: RunConfig, data: DataSet) -> nn.Module:
 
 
 def _initialize(
-    config: RunConfig, data: DataSet, build: Build | None, initial: State | None, world: World
+    config: RunConfig,
+    data: DataSet,
+    build: Build | None,
+    initial: State | None,
+    world: World,
+    memory: Memory | None,
 ) -> Parts:
     model = build_model(config, data, build)
     if initial is not None:
         model.load_state_dict(initial)
     model = synchronize_batchnorm(model, world)
     ema = copy.deepcopy(model) if config.ema else model
-    return Parts(model, make_optimizer(config, model), ema, make_scaler(config, data.device))
+    scaler = make_scaler(config, data.device)
+    return Parts(model, make_optimizer(config, model), ema, scaler, memory)
 
 
 def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
@@ -264,6 +276,8 @@ def _train_epoch(step: Step, epoch: int) -> float:
     steps = min(math.ceil(samples / config.batch_size), samples // 2)  # no batch of one sample
     shards = [step.world.shard(index) for index in order.tensor_split(steps)]
     step.begin(seed)
+    if step.parts.memory is not None:
+        begin_epoch(config, step.parts.memory, epoch)
     lr = math.nan
     for number, batch in enumerate(data.batches(shards, config.augment, seed + 2**40)):
         lr = learning_rate(config, (epoch + number / steps) / config.epochs)
@@ -278,7 +292,7 @@ def _eval_batch_size(data: DataSet) -> int:
     return 2500 if data.device.type == "cuda" else 1000
 
 
-def _cross_entropy(labels: Tensor, smoothing: float) -> Criterion:
-    return lambda logits, batch: F.cross_entropy(
-        logits, labels[batch.index], reduction="none", label_smoothing=smoothing
+def _criterion(config: RunConfig, data: DataSet, memory: Memory | None) -> Criterion:
+    return lambda logits, batch: sample_losses(
+        config, logits, data.labels[batch.index], batch.index, memory
     )

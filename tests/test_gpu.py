@@ -125,6 +125,9 @@ WAYS = {
     "convolutions": {"model": "convnet", "augment": "crop_flip"},
     "bfloat16": {"precision": "auto", "label_smoothing": 0.1, "warmup": 1.0},
     "float16": {"precision": "float16", "ema": 0.5, "schedule": "cyclic"},
+    "memory of elr": {"loss": "elr"},
+    "memory of sat": {"loss": "sat", "loss_parameters": (0.5, 0.5)},
+    "memory of ps_kd": {"loss": "ps_kd"},
     "float16, clipped": {"precision": "float16", "clip_norm": 0.5, "augment": "none"},
 }
 
@@ -285,7 +288,7 @@ def test_a_first_step_that_overflows_is_no_step(optimizer):
     model = build_model(config, data)
     parts = Parts(model, make_optimizer(config, model), model, make_scaler(config, data.device))
     parts.scaler.update(2.0**60)
-    criterion = training._cross_entropy(data.labels, 0.0)
+    criterion = training._criterion(config, data, None)
     taken = Step(config, data, parts, criterion, World(), graphs=True)
     [batch] = data.batches([torch.arange(32)], "none", 0)
     before = copy.deepcopy(model.state_dict())
@@ -416,7 +419,7 @@ def test_the_mean_over_processes_waits_for_no_gpu(stand_in, monkeypatch):
     model = build_model(SMALL, data)
     parts = Parts(model, make_optimizer(SMALL, model), model, make_scaler(SMALL, data.device))
     monkeypatch.setattr(World, "data_parallel", lambda world, model: model)
-    shared = Step(SMALL, data, parts, training._cross_entropy(data.labels, 0.0), World(0, 2), True)
+    shared = Step(SMALL, data, parts, training._criterion(SMALL, data, None), World(0, 2), True)
     loss = torch.arange(4.0, device="cuda")
     with stand_in.refusing_waits():
         mean = shared.mean(loss)

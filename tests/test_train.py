@@ -56,8 +56,16 @@ def test_a_network_learns_the_digits(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "adamw", "lr": 1e-3}, {"ema": 0.9}, {"augment": "crop_flip"}],
-    ids=["sgd", "adamw", "ema", "augmented"],
+    [
+        {},
+        {"optimizer": "adamw", "lr": 1e-3},
+        {"ema": 0.9},
+        {"augment": "crop_flip"},
+        {"loss": "elr"},
+        {"loss": "sat", "loss_parameters": (0.9, 0.0)},
+        {"loss": "ps_kd"},
+    ],
+    ids=["sgd", "adamw", "ema", "augmented", "elr", "sat", "ps_kd"],
 )
 def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, monkeypatch):
     config = dataclasses.replace(SMALL, **changes)
