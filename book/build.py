@@ -33,8 +33,8 @@ HEADLINE = """
 """.split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
 TRAINING = """
-    checkpoint config data distillation graph images losses models noise parallel plane record recorder
-    step training paper/features paper/theory
+    checkpoint config data distillation graph images losses models noise parallel plane record
+    recorder step training paper/features paper/theory
 """.split()
 
 
