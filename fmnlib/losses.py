@@ -75,8 +75,7 @@ def self_adaptive(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tenso
     """Self-adaptive training: w CE(t, p), and the new targets t.
 
     t <- (1 - share) t + share p, without a gradient, from the labels; w is max t over its mean in
-    the batch. Until the start, share is 0, which is cross-entropy. Huang et al. (2020), and their
-    code.
+    the batch. Before the start share is 0: cross-entropy. Huang et al. (2020), and their code.
 
     >>> self_adaptive(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor(0.5))
     (tensor([0.6931]), tensor([[0.7500, 0.2500]]))

@@ -7,6 +7,7 @@ killed resumes after its last complete epoch and, on the CPU, ends with the same
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -92,7 +93,9 @@ def train(
         if world.first:
             checkpoint.check_labels(folder, data.labels.cpu().numpy())
         if not (folder / "record.npz").exists():
-            parts = _initialize(config, data, build, initial, world, memory)
+            parts = dataclasses.replace(
+                _initialize(config, data, build, initial, world), memory=memory
+            )
             loss = criterion or _criterion(config, data, memory)
             step = Step(config, data, parts, loss, world, graphs)
             recorder = Recorder(config, folder, data, parts.model) if world.first else None
@@ -208,20 +211,14 @@ def _network(config: RunConfig, data: DataSet) -> nn.Module:
 
 
 def _initialize(
-    config: RunConfig,
-    data: DataSet,
-    build: Build | None,
-    initial: State | None,
-    world: World,
-    memory: Memory | None,
+    config: RunConfig, data: DataSet, build: Build | None, initial: State | None, world: World
 ) -> Parts:
     model = build_model(config, data, build)
     if initial is not None:
         model.load_state_dict(initial)
     model = synchronize_batchnorm(model, world)
     ema = copy.deepcopy(model) if config.ema else model
-    scaler = make_scaler(config, data.device)
-    return Parts(model, make_optimizer(config, model), ema, scaler, memory)
+    return Parts(model, make_optimizer(config, model), ema, make_scaler(config, data.device))
 
 
 def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
