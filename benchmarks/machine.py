@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.benchmark import Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmnlib.models import number_format
+
 
 def measure(call: Callable[[], object], once: bool = False) -> Measurement:
     """Time a call for a second or once, after one to warm up; the timer waits for the GPU."""
@@ -31,7 +33,7 @@ class Machine:
         cuda = device.type == "cuda"
         if cuda:
             torch.cuda.set_device(device)  # the one that timers wait for
-        dtype, side = (torch.bfloat16, 8192) if cuda else (torch.float32, 2048)
+        dtype, side = number_format("auto", device), 8192 if cuda else 2048
         left = torch.randn(side, side, device=device, dtype=dtype)
         right, out = left.t().contiguous(), torch.empty_like(left)
         product = min(measure(lambda: torch.mm(left, right, out=out)).times)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from book import explorer
 from fmnlib import runs
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
@@ -32,8 +33,8 @@ HEADLINE = """
 """.split()
 # What decides the outcome of a training: runs of other code are not taken for this code's.
 TRAINING = """
-    checkpoint config data distillation images models noise parallel plane record recorder step
-    training paper/features paper/theory
+    checkpoint config data distillation graph images losses models noise parallel plane record
+    recorder step training paper/features paper/theory
 """.split()
 
 
@@ -58,10 +59,12 @@ def build(*, cached: bool = False, update: bool = False, seeds: Sequence[int] = 
         _commit_records(fresh_runs, runs.REFERENCE)
         staging = stage(staging)
     with _environment(FMN_RUNS=str(fresh_runs)):
-        _execute_all(staging, fresh=not cached and not update, seeds=seeds)
+        fresh = not cached and not update
+        _execute_all(staging, fresh=fresh, seeds=seeds)
+        explorer.write(staging, fresh=fresh and not seeds)  # of the run that the quickstart made
     gather(staging)
     if update:
-        for part in ("notebooks", "results"):
+        for part in ("notebooks", "results", explorer.FOLDER):
             shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
         summary = json.loads((staging / "results" / "summary.json").read_text())
         readme = REPOSITORY / "README.md"

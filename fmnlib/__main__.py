@@ -1,11 +1,11 @@
 """The command `fmn`: train, diagnose, fuse and distil runs, and build the book."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
 import re
-import runpy
 import sys
 import time
 from collections.abc import Mapping
@@ -372,10 +372,12 @@ def book(
         seeds: Training seeds of every notebook in place of its own, to see what holds for others.
         as_json: Print JSON.
     """
-    builder = Path(__file__).parents[1] / "book" / "build.py"
-    if not builder.exists():
+    root = Path(__file__).parents[1]
+    if not (root / "book" / "build.py").exists():
         raise InputError("there is no book here; run from a clone of the repository")
-    page = str(runpy.run_path(str(builder))["build"](cached=cached, update=update, seeds=seeds))
+    sys.path.insert(0, str(root))
+    build = importlib.import_module("book.build").build
+    page = str(build(cached=cached, update=update, seeds=seeds))
     print(json.dumps({"page": page}) if as_json else page)
 
 

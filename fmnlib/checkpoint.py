@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.files import Transaction, write_whole
+from fmnlib.models import State
 from fmnlib.parallel import SINGLE_PROCESS, World
 from fmnlib.record import RunRecord
 from fmnlib.step import Parts
@@ -48,12 +49,12 @@ def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
-def to_bfloat16(state: Mapping[str, Tensor], halved: Collection[str]) -> dict[str, Tensor]:
-    """Weights, those in half precision that `rounded_by_autocast` names.
+def rounded(state: State, names: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights, those in the number format of a run that `rounded_by_autocast` names.
 
     They are rounded in every pass anyway, so that the network's predictions stay the same.
     """
-    return {k: v.bfloat16() if k in halved else v for k, v in state.items()}
+    return {k: v.to(dtype) if k in names else v for k, v in state.items()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -95,12 +96,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def snapshot(parts: Parts) -> dict[str, Tensor]:
     """Copies of everything that training changes, by name, on the device that they are on."""
-    tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    if parts.ema is not parts.model:
-        tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
-    for number, state in parts.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    return {name: value.clone() for name, value in tensors.items()}
+    return {name: value.clone() for name, value in parts.tensors().items()}
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -113,6 +109,10 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(under(tensors, "ema."))
+    if parts.memory is not None:
+        parts.memory.targets.copy_(tensors["loss.targets"])
+    for name, value in under(parts.tensors(), "scaler.").items():
+        value.copy_(tensors.get(f"scaler.{name}", value))
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in under(tensors, "optimizer.").items():

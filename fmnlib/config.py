@@ -25,6 +25,16 @@ class Paused(Exception):
 
 Number = int | float
 
+LOSSES: dict[str, dict[str, tuple[float, float, float]]] = {
+    "cross_entropy": {},
+    "gce": {"q": (0.7, 0.01, 1)},
+    "sce": {"a": (0.1, 0, 1e6), "b": (1.0, 0, 1e6)},
+    "elr": {"strength": (3.0, 0, 1e6), "momentum": (0.7, 0, 1)},
+    "sat": {"momentum": (0.9, 0, 1), "start": (0.3, 0, 1)},
+    "ps_kd": {"a": (0.8, 0, 1)},
+}
+"""The parameters of each loss: default (the papers' for CIFAR-10), smallest, largest value."""
+
 
 def _range(default: Number, low: Number, high: Number = math.inf, below: Number = math.inf) -> Any:
     """A field for a number with `low <= number <= high` and `number < below`."""
@@ -103,6 +113,11 @@ class RunConfig:
     """Cosine cycles of the cyclic schedules."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Random crops: shifts by up to an eighth of the side; and horizontal flips."""
+    loss: Literal["cross_entropy", "gce", "sce", "elr", "sat", "ps_kd"] = "cross_entropy"
+    """Cross-entropy, or one made for label noise: see `fmnlib.losses`."""
+    loss_parameters: tuple[Number, ...] = ()
+    """Of gce q; sce a, b; elr strength, momentum; sat momentum, start (share of the epochs); ps_kd
+    a. Default are the papers' for CIFAR-10; for CIFAR-100 they take 6 0.1 (sce), 7 0.9 (elr)."""
     label_smoothing: float = _range(0.0, 0, below=1)
     """Share of the target that is spread over all classes."""
     noise: str = "none"
@@ -117,8 +132,8 @@ class RunConfig:
     """Keep probabilities and checkpoint of every k-th epoch (of the tail, if any) and the last."""
     keep: tuple[int, ...] = ()
     """Keep those of these epochs and of the last one instead."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the networks; auto is bfloat16 on a GPU, float32 on a CPU."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those before 8.0."""
     seed: int = _range(0, 0, below=2**31)
     """Initialisation, order of the data, augmentation."""
     noise_seed: int = _range(0, 0, below=2**31)
@@ -143,6 +158,7 @@ class RunConfig:
         ):
             problem = f"validation_half is {self.validation_half!r}"
             raise InputError(f"{problem}; allowed are unused, added:SPLIT or alone:SPLIT")
+        self._check_loss()
         kind, _, file = self.noise.partition(":")
         fixed, drawn = ("none", "human"), ("symmetric", "asymmetric")
         if self.noise not in (*fixed, *drawn) and not (kind == "matrix" and file):
@@ -152,6 +168,20 @@ class RunConfig:
             problem = f"noise_rate is {self.noise_rate} with noise={self.noise}"
             remedy = "above 0" if kind in drawn else "0, or choose a kind of noise"
             raise InputError(f"{problem}; make it {remedy}")
+
+    def _check_loss(self) -> None:
+        known, given = LOSSES[self.loss], self.loss_parameters
+        allowed = [f"{name} from {low:g} to {high:g}" for name, (_, low, high) in known.items()]
+        pairs = zip(given, known.values(), strict=False)
+        fits = [low <= number <= high for number, (_, low, high) in pairs]
+        if given and (len(given) != len(known) or not all(fits)):
+            problem = f"loss_parameters is {given} with loss={self.loss}"
+            raise InputError(f"{problem}; give {' and '.join(allowed) or 'none'}")
+        if given == tuple(default for default, _, _ in known.values()):
+            object.__setattr__(self, "loss_parameters", ())  # the same run has the same id
+        if self.loss != "cross_entropy" and (self.label_smoothing or self.student):
+            other = "a student" if self.student else f"label_smoothing={self.label_smoothing}"
+            raise InputError(f"loss is {self.loss!r} with {other}; make it cross_entropy there")
 
     @property
     def tail_epoch(self) -> int:
@@ -194,6 +224,7 @@ class RunConfig:
         parts = [self.dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]]
         parts += [self.model.replace(":", "_"), self.setting]
         parts += [self.teacher] if self.teacher else []
+        parts += [] if self.loss == "cross_entropy" else [self.loss]
         return "-".join([*parts, f"s{self.seed}", digest])
 
     def changes(self) -> dict[str, Any]:
@@ -336,6 +367,10 @@ def _check(config: "RunConfig | StudentConfig") -> None:
         elif name == "keep":
             if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
                 raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+        elif name == "loss_parameters":
+            if not isinstance(value, tuple) or any(type(v) not in (int, float) for v in value):
+                raise InputError(f"loss_parameters is {value!r}; give a list of numbers")
+            object.__setattr__(config, name, tuple(map(float, value)))
         elif name != "student" and (choices := get_args(kind)) and value not in choices:
             raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         low, high, below = field.metadata.get("range", (-math.inf, math.inf, math.inf))

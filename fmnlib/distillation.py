@@ -50,7 +50,7 @@ def student_config(
 ) -> RunConfig:
     """The config of a student: the run's own recipe, and the name and digest of its teacher.
 
-    Of a student only the final network is kept.
+    Of a student only the final network is kept, and its loss is `soft_target_loss`.
 
     Args:
         config: The run whose recipe and network the student takes.
@@ -64,6 +64,8 @@ def student_config(
         config,
         keep_every=config.epochs,
         keep=(),
+        loss="cross_entropy",
+        loss_parameters=(),
         student=StudentConfig(teacher=f"{name}-{digest}", **student),
     )
 

@@ -103,10 +103,6 @@ class ImageFiles:
         """The files' paths below the root."""
         return [os.fsdecode(name) for name in self.files.tolist()]
 
-    def close(self) -> None:
-        """End the worker processes; the next pass starts others."""
-        _LOADERS.pop(self, None)
-
     def take(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
         """Some of the images."""
         return dataclasses.replace(self, files=self.files[index], labels=self.labels[index])

@@ -46,20 +46,19 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which networks compute.
-
-    Args:
-        precision: float32, bfloat16, or auto for bfloat16 on GPUs alone.
-        device: Where they compute.
-    """
-    half = uses_bfloat16(precision, device)
+    """The context in which networks compute on a device; precision is as in `RunConfig`."""
+    dtype = number_format(precision, device)
+    half = dtype != torch.float32
     # No cache: each weight is used once a pass, and a captured graph must not outlive one.
-    return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+    return torch.autocast(device.type, dtype if half else None, half, cache_enabled=False)
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether networks compute in bfloat16 (see `autocast`)."""
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+def number_format(precision: str, device: torch.device) -> torch.dtype:
+    """The format asked for, or that which a GPU has units for; before 8.0 bfloat16 is emulated."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
 
 
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:

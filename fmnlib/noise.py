@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.files import data_root
+from fmnlib.record import RunRecord
 
 # For each of the 100 classes of CIFAR-100, in torchvision's order, its superclass.
 _SUPERCLASS = (
@@ -127,6 +128,28 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
     cumulative = matrix.cumsum(axis=1)[labels]
     noisy = np.minimum((draws[:, None] >= cumulative).sum(axis=1), len(matrix) - 1)
     return noisy, noisy != labels
+
+
+def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
+    """The noise matrix that a run's final network has learnt, from its validation half.
+
+    T_ij is the mean of p_j over the validation samples of class i (gold loss correction,
+    Hendrycks et al. 2018). With classes of equal size 1 - trace(T) / classes estimates the noise
+    rate; what the network gets wrong beside the noise counts with it.
+
+    >>> probs = np.array([[[0.7, 0.3], [0.5, 0.5], [0.1, 0.9]]])
+    >>> estimated_matrix(RunRecord.from_arrays(probs, np.array([0, 0, 1]))).round(3).tolist()
+    [[0.6, 0.4], [0.1, 0.9]]
+    """
+    if val.half == "test":
+        raise InputError("this is a test half, which estimates nothing; give the validation half")
+    counts = np.bincount(val.labels, minlength=val.classes)
+    if not counts.all():
+        problem = f"class {counts.argmin()} has no sample in the validation half"
+        raise InputError(f"{problem}; its row of the noise matrix needs at least one")
+    probs = np.asarray(val.keep([val.epochs - 1]).probs, np.float64)[0]
+    sums = np.stack([probs[val.labels == label].sum(axis=0) for label in range(val.classes)])
+    return sums / sums.sum(axis=1, keepdims=True)  # stored in half precision, rows are not quite 1
 
 
 def _check_rate(rate: float) -> None:

@@ -47,9 +47,7 @@ class World:
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """The network with gradients averaged over the processes."""
-        if self.size == 1:
-            return model
-        return nn.parallel.DistributedDataParallel(model)
+        return nn.parallel.DistributedDataParallel(model) if self.size > 1 else model
 
 
 SINGLE_PROCESS = World()
@@ -59,16 +57,14 @@ def join(device: torch.device) -> tuple[World, torch.device]:
     """Join the other processes that torchrun started, if any; the world and this one's device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # streams and graphs are of the current device
         return SINGLE_PROCESS, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         # One of them may wait long for its turn at the run's folder.
-        distributed.init_process_group(backend, timeout=timedelta(days=1))
+        distributed.init_process_group(backend, timeout=timedelta(days=1), device_id=place)
     return World(distributed.get_rank(), size), device
 
 

@@ -21,7 +21,7 @@ from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet
 from fmnlib.files import Transaction, new_part
-from fmnlib.models import uses_bfloat16
+from fmnlib.models import number_format
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums
 
 Job = Callable[[], Callable[[], None]]
@@ -32,7 +32,7 @@ CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "secon
 
 @dataclasses.dataclass(frozen=True)
 class EpochOutputs:
-    """The outputs of the networks in an epoch.
+    """The outputs of the networks in an epoch, on the host.
 
     Attributes:
         logits: Of the evaluation images, `[samples, classes]`.
@@ -71,8 +71,8 @@ class Recorder:
         self.curves = {name: np.full(epochs, np.nan, np.float32) for name in CURVES}
         self.checksums = np.zeros(len(self.kept), np.int64)
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
-        rounded = uses_bfloat16(config.precision, data.device)
-        self._in_bfloat16 = checkpoint.rounded_by_autocast(model) if rounded else frozenset()
+        self._dtype = number_format(config.precision, data.device)
+        self._rounded = checkpoint.rounded_by_autocast(model) if self._dtype.itemsize == 2 else ()
         _lay_out(self._probs, (len(self.kept), samples, data.classes))
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
@@ -84,7 +84,7 @@ class Recorder:
             state = {name: tensor.cpu() for name, tensor in tensors.items()}
             if epoch in self.kept:
                 weights = checkpoint.under(state, "ema.") or checkpoint.under(state, "model.")
-                content = checkpoint.pack(checkpoint.to_bfloat16(weights, self._in_bfloat16))
+                content = checkpoint.pack(checkpoint.rounded(weights, self._rounded, self._dtype))
                 files.write(checkpoint.checkpoint_path(self.folder, epoch), content)
             state |= {f"record.{name}": value for name, value in self.tensors().items()}
             checkpoint.write_state(self.folder, state, epoch, files)
@@ -99,32 +99,26 @@ class Recorder:
             InputError: If a loss is not finite.
             OSError: If the disk is full.
         """
-        logits, losses, right = outputs.logits.cpu(), outputs.losses.cpu(), outputs.right.cpu()
-        if not torch.isfinite(losses).all():
+        if not torch.isfinite(outputs.losses).all():
             problem = f"the loss of epoch {epoch} is not finite"
             raise InputError(f"{problem}; lower lr, now {self.config.lr}, and use a new folder")
-        probs = logits.softmax(1)
+        probs = outputs.logits.softmax(1)
         self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:
             self._write_row(int(np.searchsorted(self.kept, epoch)), probs.numpy())
             transaction.changed(self._probs)
-        memorised = right[self.flipped].float().mean() if self.flipped.any() else torch.nan
-        eval_loss = F.cross_entropy(logits, self.eval_labels)
-        means = losses.mean(), right.float().mean(), memorised
+        memorised = outputs.right[self.flipped].float().mean() if self.flipped.any() else torch.nan
+        eval_loss = F.cross_entropy(outputs.logits, self.eval_labels)
+        means = outputs.losses.mean(), outputs.right.float().mean(), memorised
         numbers = *means, outputs.lr, eval_loss, outputs.seconds
         for name, number in zip(CURVES, numbers, strict=True):
             self.curves[name][epoch] = float(number)
         for kind, chosen in enumerate((~self.flipped, self.flipped)):
-            self.histogram[epoch, kind] = np.histogram(losses[chosen], LOSS_EDGES)[0]
-
-    def accuracy(self, epoch: int) -> float:
-        """Accuracy after an epoch."""
-        return float((self.predicted[epoch] == self.eval_labels.numpy()).mean())
+            self.histogram[epoch, kind] = np.histogram(outputs.losses[chosen], LOSS_EDGES)[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """The record so far, for the state that a restart finds again."""
-        names = "predicted", "histogram", "checksums"
-        arrays = {name: getattr(self, name) for name in names}
+        arrays = {name: getattr(self, name) for name in ("predicted", "histogram", "checksums")}
         arrays |= {f"curve.{name}": curve for name, curve in self.curves.items()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -207,7 +201,7 @@ class Background:
 
     def _behind(self, job: Job, stream: torch.cuda.Stream) -> Callable[[], None]:
         queued = torch.cuda.Event()
-        queued.record()
+        queued.record(torch.cuda.current_stream(stream.device))
 
         def run() -> None:
             with torch.cuda.stream(stream):

@@ -1,35 +1,45 @@
-"""One step of training: forward, loss, backward, update; on a GPU replayed as a CUDA graph.
-
-At batches of 128 small images a GPU computes a step faster than Python can launch it. A step that
-was captured once is launched in one call.
-"""
+"""One step of training: forward, loss, backward, update; on a GPU replayed as a CUDA graph."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fmnlib.config import RunConfig
 from fmnlib.data import Batch, DataSet
-from fmnlib.models import autocast
+from fmnlib.graph import Graphs
+from fmnlib.losses import Memory
+from fmnlib.models import autocast, number_format
 from fmnlib.parallel import World
 
 Criterion = Callable[[Tensor, Batch], Tensor]
 """Loss per sample from the logits and the batch that gave them."""
 
-EAGER_STEPS = 3  # of a batch size before its capture: libraries choose their kernels
-
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What changes while a run trains; `ema` is the model itself where no average is kept."""
+    """What changes while a run trains; without an average `ema` is the model itself."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module
+    scaler: torch.amp.GradScaler
+    memory: Memory | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that training changes, by name; no copies."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not self.model:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        if self.memory is not None:
+            tensors["loss.targets"] = self.memory.targets
+        names = ("_scale", "_growth_tracker") if self.scaler.is_enabled() else ()
+        return tensors | {f"scaler.{name}": getattr(self.scaler, name) for name in names}
 
 
 class Step:
@@ -44,7 +54,8 @@ class Step:
         graphs: Replay steps as CUDA graphs, on a GPU.
 
     Attributes:
-        losses: Loss of each training sample when it was last trained on, `[samples]`.
+        losses: Loss of each training sample when it was last trained on, `[samples]`;
+            with a loss made for label noise its cross-entropy, so that runs compare.
         right: Whether it was predicted as its label says, `[samples]`.
     """
 
@@ -59,11 +70,10 @@ class Step:
     ) -> None:
         self.config, self.data, self.parts, self.criterion = config, data, parts, criterion
         self.world, self._net = world, world.data_parallel(parts.model)
-        self._graphs = graphs and data.device.type == "cuda" and world.size == 1
-        self._eager: dict[int, int] = {}
-        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self.losses = torch.zeros(len(data.labels), device=data.device)
         self.right = torch.zeros_like(self.losses, dtype=torch.bool)
+        graphs = graphs and data.device.type == "cuda" and world.size == 1
+        self._graphs = Graphs(self._take, self._state) if graphs else None
 
     def begin(self, seed: int) -> None:
         """Begin an epoch, whose randomness comes from a seed."""
@@ -74,35 +84,37 @@ class Step:
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Take one step on this process's shard of a batch."""
-        for group in self.parts.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        size = len(batch.index)
-        if size in self._captured:
-            self._replay(batch)
-        elif self._graphs and self._eager.get(size, 0) >= EAGER_STEPS:
-            self._capture(batch)
-        else:
-            self._eager[size] = self._eager.get(size, 0) + 1
-            take = self._take_aside if self._graphs else self._take
-            take(batch)
+        take: Callable[..., None] = self._graphs or self._take
+        rate = torch.full((), lr, device=batch.images.device) if self._graphs else lr
+        take(batch.images, batch.index, batch.view, rate)
 
-    def _take(self, batch: Batch) -> None:
-        config, parts = self.config, self.parts
-        with autocast(config.precision, batch.images.device):
-            logits = self._net(batch.images).float()
-        loss = self.criterion(logits, batch)
+    def close(self) -> None:
+        """Let go of the graphs and of the memory that they hold."""
+        self._graphs = None
+
+    def _take(self, images: Tensor, index: Tensor, view: Tensor, lr: float | Tensor) -> None:
+        config, parts, scaler = self.config, self.parts, self.parts.scaler
+        for group in parts.optimizer.param_groups:
+            group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
+        with autocast(config.precision, images.device):
+            logits = self._net(images).float()
+        loss = self.criterion(logits, Batch(images, index, view))
         parts.optimizer.zero_grad()
-        self.mean(loss).backward()
+        scaler.scale(self.mean(loss)).backward()
         if config.clip_norm:
+            scaler.unscale_(parts.optimizer)
             nn.utils.clip_grad_norm_(parts.model.parameters(), config.clip_norm, foreach=True)
-        parts.optimizer.step()
+        scaler.step(parts.optimizer)
+        scaler.update()
         if parts.ema is not parts.model:
             _update_ema(parts.ema, parts.model, config.ema)
-        self.losses[batch.index] = loss.detach()
-        self.right[batch.index] = logits.detach().argmax(1) == self.data.labels[batch.index]
+        if config.loss != "cross_entropy":
+            loss = F.cross_entropy(logits, self.data.labels[index], reduction="none")
+        self.losses[index] = loss.detach()
+        self.right[index] = logits.detach().argmax(1) == self.data.labels[index]
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.parts.tensors() | {"step.losses": self.losses, "step.right": self.right}
 
     def mean(self, loss: Tensor) -> Tensor:
         """The mean over the whole batch, whose shards may differ in size by one."""
@@ -110,44 +122,6 @@ class Step:
             return loss.mean()
         count = self.world.all_reduce(torch.full((), float(len(loss)), device=loss.device))
         return loss.sum() * self.world.size / count  # gradients are averaged over processes
-
-    def _take_aside(self, batch: Batch) -> None:
-        """Take a step on a side stream, as a step before a capture has to."""
-        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(usual)
-        with torch.cuda.stream(aside):
-            self._take(batch)
-        usual.wait_stream(aside)
-
-    def _replay(self, batch: Batch) -> None:
-        graph, static = self._captured[len(batch.index)]
-        static.images.copy_(batch.images)
-        static.index.copy_(batch.index)
-        static.view.copy_(batch.view)
-        graph.replay()
-
-    def _capture(self, batch: Batch) -> None:
-        """Capture the step for batches of this size, then take it."""
-        images = batch.images.clone(memory_format=torch.preserve_format)
-        static = Batch(images, batch.index.clone(), batch.view.clone())
-        graph = torch.cuda.CUDAGraph()
-        self.parts.optimizer.zero_grad(set_to_none=True)
-        usual, reason = torch.cuda.current_stream(), ""
-        try:
-            # The last epoch may be on its way to the disk in another thread.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._take(static)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0] or "unknown"
-        if reason:  # after the error, which holds what the failed step allocated, is freed
-            warnings.warn(f"steps cannot be captured, going on without ({reason})", stacklevel=2)
-            torch.cuda.set_stream(usual)
-            self.parts.optimizer.zero_grad(set_to_none=True)
-            self._graphs = False
-            self._take(batch)
-            return
-        self._captured[len(batch.index)] = graph, static
-        graph.replay()
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -159,9 +133,21 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True, capturable=cuda)
     nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters, lr, config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
     )
+    if config.momentum and number_format(config.precision, device) == torch.float16:
+        for parameter in model.parameters():  # else a first step that overflows leaves it unset
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def make_scaler(config: RunConfig, device: torch.device) -> torch.amp.GradScaler:
+    """Keeps gradients in float16 from vanishing; in other number formats it is off."""
+    half = number_format(config.precision, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler.scale(torch.zeros((), device=device))  # its first use makes its state
+    return scaler
 
 
 @torch.no_grad()

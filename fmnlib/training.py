@@ -7,35 +7,29 @@ killed resumes after its last complete epoch and, on the CPU, ends with the same
 """
 
 import copy
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from fmnlib import models
-from fmnlib.checkpoint import (
-    check_labels,
-    clear_states,
-    newest_state,
-    restore,
-    run_lock,
-    snapshot,
-    under,
-)
+from fmnlib import checkpoint, models
 from fmnlib.config import TAIL, InputError, Paused, RunConfig
 from fmnlib.data import DataSet, apply_crop_flip, load
 from fmnlib.images import ImageFiles
-from fmnlib.models import autocast
+from fmnlib.losses import Memory, begin_epoch, new_memory, sample_losses
+from fmnlib.models import State, autocast
 from fmnlib.parallel import SINGLE_PROCESS, World, join, synchronize_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.recorder import Background, EpochOutputs, Recorder
-from fmnlib.step import Criterion, Parts, Step, make_optimizer
+from fmnlib.step import Criterion, Parts, Step, make_optimizer, make_scaler
 
+Build = Callable[[], nn.Module]  # makes a network with fresh weights
 WARMUP_START = 0.01  # share of the peak learning rate
 
 
@@ -46,8 +40,8 @@ def train(
     device: str = "auto",
     data: DataSet | None = None,
     criterion: Criterion | None = None,
-    build: Callable[[], nn.Module] | None = None,
-    initial: Mapping[str, Tensor] | None = None,
+    build: Build | None = None,
+    initial: State | None = None,
     progress: bool = True,
     deadline: float = math.inf,
     graphs: bool = True,
@@ -62,7 +56,7 @@ def train(
         folder: The run's own folder; made if need be.
         device: cpu, cuda or auto, which takes a GPU if there is one.
         data: The data set, if it is loaded already.
-        criterion: Loss per sample; cross-entropy with the data's labels where not given.
+        criterion: Loss per sample; the config's, with the data's labels, where not given.
         build: Makes the network; where not given, that of the config.
         initial: Weights to start from; fresh ones of the run's seed where not given.
         progress: Show a bar.
@@ -81,21 +75,29 @@ def train(
     """
     if config.teacher and criterion is None:
         raise InputError(f"teacher is {config.teacher!r} in a plain run; students: `fmn distill`")
+    if config.loss != "cross_entropy" and criterion is not None:
+        raise InputError(f"loss is {config.loss!r} beside a criterion; leave one of them out")
     world, place = join(pick_device(device))
     data = load(config, place) if data is None else data
     if len(data.labels) < 2:
         raise InputError(f"{config.dataset} gives {len(data.labels)} training samples; take more")
-    criterion = criterion or _cross_entropy(data.labels, config.label_smoothing)
+    memory = new_memory(config, data.labels, data.classes)
+    if memory is not None and world.size > 1:
+        several = f"loss is {config.loss!r}, which remembers samples, on {world.size} processes"
+        raise InputError(f"{several}; use one process, or gce or sce")
     if build is None:
         with torch.device("meta"):  # a network that cannot be built leaves no folder behind
             _network(config, data)
-    gpus = [place] if place.type == "cuda" else []
-    with run_lock(config, folder, world), torch.random.fork_rng(gpus):
+    gpus = [data.device] if data.device.type == "cuda" else []
+    with checkpoint.run_lock(config, folder, world), torch.random.fork_rng(gpus):
         if world.first:
-            check_labels(folder, data.labels.cpu().numpy())
+            checkpoint.check_labels(folder, data.labels.cpu().numpy())
         if not (folder / "record.npz").exists():
-            parts = _initialize(config, data, build, initial, world)
-            step = Step(config, data, parts, criterion, world, graphs)
+            parts = dataclasses.replace(
+                _initialize(config, data, build, initial, world), memory=memory
+            )
+            loss = criterion or _criterion(config, data, memory)
+            step = Step(config, data, parts, loss, world, graphs)
             recorder = Recorder(config, folder, data, parts.model) if world.first else None
             first = _resume(folder, parts, recorder, world)
             name = config.id if build is None else "distilling"  # another's network has no such id
@@ -103,13 +105,15 @@ def train(
                           disable=not (progress and world.first))  # fmt: skip
             with (
                 torch.backends.cudnn.flags(enabled=True, benchmark=True),
+                torch.cuda.device_of(data.labels),
+                closing(step),
                 Background(data.device) as background,
             ):
                 _epochs(step, recorder, background, epochs, deadline)
             if recorder is not None:
                 recorder.finish()
         if world.first:
-            clear_states(folder)
+            checkpoint.clear_states(folder)
         world.barrier()
         return RunRecord.load(folder)
 
@@ -127,9 +131,7 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"device is {device!r}, which is not here; use cpu or auto") from error
 
 
-def build_model(
-    config: RunConfig, data: DataSet, build: Callable[[], nn.Module] | None = None
-) -> nn.Module:
+def build_model(config: RunConfig, data: DataSet, build: Build | None = None) -> nn.Module:
     """The network of a run, with fresh weights of its seed, on its data's device."""
     torch.manual_seed(config.seed)
     model = _network(config, data) if build is None else build()
@@ -209,33 +211,29 @@ def _network(config: RunConfig, data: DataSet) -> nn.Module:
 
 
 def _initialize(
-    config: RunConfig,
-    data: DataSet,
-    build: Callable[[], nn.Module] | None,
-    initial: Mapping[str, Tensor] | None,
-    world: World,
+    config: RunConfig, data: DataSet, build: Build | None, initial: State | None, world: World
 ) -> Parts:
     model = build_model(config, data, build)
     if initial is not None:
         model.load_state_dict(initial)
     model = synchronize_batchnorm(model, world)
     ema = copy.deepcopy(model) if config.ema else model
-    return Parts(model, make_optimizer(config, model), ema)
+    return Parts(model, make_optimizer(config, model), ema, make_scaler(config, data.device))
 
 
 def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
     """Load the last complete epoch, if there is one; return the epoch to go on with."""
     if not world.first:
         world.barrier()
-    epoch, tensors = newest_state(folder) or (-1, {})
+    epoch, tensors = checkpoint.newest_state(folder) or (-1, {})
     if world.first:  # it alone has set aside what is damaged
         world.barrier()
     if world.broadcast(float(epoch)) != epoch:
         raise InputError(f"the processes read different states in {folder}; run again")
     if tensors:
-        restore(parts, tensors)
+        checkpoint.restore(parts, tensors)
     if tensors and recorder is not None:
-        recorder.restore(under(tensors, "record."), epoch)
+        recorder.restore(checkpoint.under(tensors, "record."), epoch)
     return epoch + 1
 
 
@@ -252,12 +250,12 @@ def _epochs(
     for epoch in epochs:
         lr = _train_epoch(step, epoch)
         logits = predict(parts.ema, data, data.eval_images, config.precision, world=world)
-        losses = world.all_reduce(step.losses.clone())
-        right = world.all_reduce(step.right.long()) > 0
-        now = time.monotonic()
+        losses = world.all_reduce(step.losses.clone()).cpu()
+        right = (world.all_reduce(step.right.long()) > 0).cpu()
+        logits, now = logits.cpu(), time.monotonic()  # when a GPU has done what was asked of it
         outputs = EpochOutputs(logits, losses, right, lr, now - before)
         if recorder is not None:
-            background.do(recorder.writing(epoch, outputs, snapshot(parts)))
+            background.do(recorder.writing(epoch, outputs, checkpoint.snapshot(parts)))
         late = world.broadcast(float(2 * now - before > deadline))  # each has its own clock
         if late and epoch + 1 < config.epochs:
             background.wait()
@@ -275,6 +273,8 @@ def _train_epoch(step: Step, epoch: int) -> float:
     steps = min(math.ceil(samples / config.batch_size), samples // 2)  # no batch of one sample
     shards = [step.world.shard(index) for index in order.tensor_split(steps)]
     step.begin(seed)
+    if step.parts.memory is not None:
+        begin_epoch(config, step.parts.memory, epoch)
     lr = math.nan
     for number, batch in enumerate(data.batches(shards, config.augment, seed + 2**40)):
         lr = learning_rate(config, (epoch + number / steps) / config.epochs)
@@ -289,7 +289,7 @@ def _eval_batch_size(data: DataSet) -> int:
     return 2500 if data.device.type == "cuda" else 1000
 
 
-def _cross_entropy(labels: Tensor, smoothing: float) -> Criterion:
-    return lambda logits, batch: F.cross_entropy(
-        logits, labels[batch.index], reduction="none", label_smoothing=smoothing
+def _criterion(config: RunConfig, data: DataSet, memory: Memory | None) -> Criterion:
+    return lambda logits, batch: sample_losses(
+        config, logits, data.labels[batch.index], batch.index, memory
     )

@@ -4,7 +4,6 @@ The callbacks for Lightning and for Hugging Face's Trainer are this, called at t
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
     logits, labels = [], []
     model.eval()
     try:
-        with _undisturbed():
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws, even if it does not shuffle
             for batch in batches:
                 logits.append(forward(model, batch, device).float().cpu())
                 labels.append(_labels(batch))
@@ -98,7 +97,7 @@ def forward(model: nn.Module, batch: Any, device: torch.device) -> Tensor:
 
 def labels_of(batches: Iterable[Any]) -> np.ndarray:
     """The labels of all batches, in order."""
-    with _undisturbed():
+    with torch.random.fork_rng(devices=[]):
         parts = [_labels(batch) for batch in batches]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -110,10 +109,3 @@ def _labels(batch: Any) -> np.ndarray:
         return as_array(batch[1])
     content = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise InputError(f"a batch is {content}; give (inputs, labels) or a mapping with 'labels'")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A DataLoader draws from torch's random state even if it does not shuffle."""
-    with torch.random.fork_rng(devices=[]):
-        yield

@@ -10,6 +10,16 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    told = "cuda runs the tests of the GPU path on a GPU, and not on a stand-in"
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help=told)
+
+
+def pytest_configure(config):
+    if config.getoption("device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device is cuda, and there is no GPU; leave it out")
+
+
 @pytest.fixture(autouse=True)
 def runs_root(tmp_path, monkeypatch):
     """Every test has a folder of runs of its own."""

@@ -29,6 +29,8 @@ def changed(name):
     kind, value = get_type_hints(RunConfig)[name], getattr(BASE, name)
     if name == "keep":
         return (1, 2)
+    if name == "loss_parameters":
+        return (0.5,)
     if name == "resize":
         return 40
     if name == "validation_half":
@@ -45,9 +47,10 @@ def changed(name):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_id_changes_with_every_field(name):
-    other = dataclasses.replace(BASE, **{name: changed(name)})
-    assert other.id != BASE.id
-    assert other.id.rpartition("-")[2] != BASE.id.rpartition("-")[2]
+    base = dataclasses.replace(BASE, loss="gce") if name == "loss_parameters" else BASE
+    other = dataclasses.replace(base, **{name: changed(name)})
+    assert other.id != base.id
+    assert other.id.rpartition("-")[2] != base.id.rpartition("-")[2]
     assert RunConfig.from_dict(other.changes()) == other
     assert RunConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(other)))) == other
 
@@ -107,6 +110,15 @@ def test_an_integer_is_the_same_as_its_float():
         ({"noise": "human:x"}, "noise is 'human:x'; allowed are none, symmetric"),
         ({"noise": "symmetric"}, "noise_rate is 0.0 with noise=symmetric; make it above 0"),
         ({"noise_rate": 0.2}, "noise_rate is 0.2 with noise=none; make it 0"),
+        ({"loss": "mse"}, "loss is 'mse'; choose one of cross_entropy, gce, sce, elr, sat, ps_kd"),
+        ({"loss_parameters": [1]}, "loss_parameters is (1.0,) with loss=cross_entropy; give none"),
+        ({"loss": "gce", "loss_parameters": [0]}, "(0.0,) with loss=gce; give q from 0.01 to 1"),
+        ({"loss": "gce", "loss_parameters": [float("nan")]}, "give q from 0.01 to 1"),
+        ({"loss": "sat", "loss_parameters": [1]}, "give momentum from 0 to 1 and start from 0 to"),
+        ({"loss_parameters": ["1"]}, "loss_parameters is ('1',); give a list of numbers"),
+        ({"loss_parameters": 7}, "loss_parameters is 7; give a list of numbers"),
+        ({"loss": "elr", "label_smoothing": 0.1}, "loss is 'elr' with label_smoothing=0.1; make"),
+        ({"loss": "sce", "student": {"teacher": "kf"}}, "loss is 'sce' with a student; make it"),
         ({"epoch": 3}, "a run has no setting 'epoch'; did you mean epochs?"),
         ({"learning_rte": 3}, "a run has no setting 'learning_rte'; "),
         ({"xyzzy": 3}, f"a run has no setting 'xyzzy'; known are {', '.join(FIELDS)}"),

@@ -17,10 +17,11 @@ from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.checkpoint import load_tensors, newest_state, restore
 from fmnlib.config import Paused
 from fmnlib.data import load
-from fmnlib.step import Parts, make_optimizer
+from fmnlib.losses import new_memory
+from fmnlib.step import Parts, make_optimizer, make_scaler
 from fmnlib.training import build_model, train
 
-# Dropout, an average of weights, momentum, shifts: everything that a restart has to find again.
+# Dropout, averaged weights, momentum, shifts, what a loss remembers: all a restart has to find.
 CONFIG = RunConfig(
     noise="symmetric",
     noise_rate=0.2,
@@ -28,6 +29,7 @@ CONFIG = RunConfig(
     eval_samples=50,
     augment="crop_flip",
     ema=0.9,
+    loss="elr",
     epochs=8,
 )
 # A server that has loaded torch and computed nothing: its children are real processes, at once.
@@ -171,8 +173,11 @@ def test_what_an_optimiser_remembers_has_the_strides_of_its_parameters(tmp_path)
     assert found is not None
     assert found[0] == 0
     model = build_model(CONFIG, load(CONFIG))
-    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model))
+    scaler = make_scaler(CONFIG, torch.device("cpu"))
+    memory = new_memory(CONFIG, load(CONFIG).labels, 10)
+    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model), scaler, memory)
     restore(parts, found[1])
     for parameter, state in parts.optimizer.state.items():
         assert state["momentum_buffer"].stride() == parameter.stride()
         assert state["momentum_buffer"].abs().sum() > 0
+    assert (memory.targets.sum(1) > 0.2).all()  # each sample's target has moved

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fmnlib import InputError
-from fmnlib.checkpoint import rounded_by_autocast, to_bfloat16
+from fmnlib.checkpoint import rounded, rounded_by_autocast
 from fmnlib.models import (
     autocast,
     average_weights,
@@ -35,7 +35,8 @@ def test_checkpoints_in_half_predict_bit_for_bit(name):
     """Tables of positions and layer scales are matrices too, but no pass rounds them."""
     torch.manual_seed(0)
     net, other = (build(name, classes=5, channels=3, side=32).eval() for _ in range(2))
-    other.load_state_dict(to_bfloat16(net.state_dict(), rounded_by_autocast(net)))
+    weights = net.state_dict()
+    other.load_state_dict(rounded(weights, rounded_by_autocast(net), torch.bfloat16))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad(), autocast("bfloat16", torch.device("cpu")):
         assert torch.equal(net(images), other(images))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fmnlib import InputError, RunConfig
-from fmnlib.noise import asymmetric, noisy_labels, symmetric, transition
+from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib.noise import asymmetric, estimated_matrix, noisy_labels, symmetric, transition
+from fmnlib.training import train
 
 CLASSES = 7
 LABELS = np.random.default_rng(0).integers(0, CLASSES, 5003)
@@ -107,3 +108,34 @@ def test_rates_outside_0_to_1_are_refused(rate):
 def test_matrices_that_are_none_are_refused(matrix, message):
     with pytest.raises(InputError, match=message):
         transition(LABELS, matrix, seed=0)
+
+
+def test_the_estimated_matrix_is_the_mean_prediction_of_each_class_at_the_end():
+    rng = np.random.default_rng(3)
+    probs = rng.dirichlet(np.ones(3), (2, 40))
+    labels = rng.integers(0, 3, 40)
+    record = RunRecord.from_arrays(probs, labels)
+    val, test = record.split(0)
+    by_hand = np.zeros((3, 3))
+    for i in range(3):
+        members = [k for k in range(len(val.labels)) if val.labels[k] == i]
+        for j in range(3):
+            by_hand[i, j] = sum(val.probs[-1][k, j] for k in members) / len(members)
+    np.testing.assert_allclose(estimated_matrix(val), by_hand, atol=1e-3)
+    with pytest.raises(InputError, match="this is a test half, which estimates nothing"):
+        estimated_matrix(test)
+    with pytest.raises(InputError, match="class 1 has no sample in the validation half; its row"):
+        estimated_matrix(RunRecord.from_arrays(probs[:, :2], np.array([0, 2])))
+
+
+def test_a_network_that_has_not_memorised_shows_the_noise_that_it_was_trained_with(tmp_path):
+    config = RunConfig(loss="cross_entropy", noise="asymmetric", noise_rate=0.4, model="mlp",
+                       epochs=8, lr=0.02)  # fmt: skip
+    val, _ = train(config, tmp_path, device="cpu", progress=False).split(0)
+    matrix = estimated_matrix(val)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-9)
+    for source, target in {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}.items():
+        assert np.argsort(matrix[source])[-2:].tolist() in ([source, target], [target, source])
+        assert matrix[source, target] == pytest.approx(0.4, abs=0.15)
+    for clean in (0, 1, 4, 8, 9):
+        assert matrix[clean, clean] > 0.75

@@ -49,3 +49,17 @@ def test_two_processes_leave_the_record_of_one(tmp_path, model, precision, round
     assert (
         np.abs(shared.loss_histogram - alone.loss_histogram).sum() <= 4000 * rounding
     )  # at an edge
+
+
+def test_a_loss_that_remembers_samples_is_refused_on_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "fmnlib", "train", "--device", "cpu"]
+    chosen = ["--loss", "elr", "--loss-parameters", "7", "0.9", "--model", "mlp"]
+    place = {"FMN_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *chosen], env=os.environ | place, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    message = "loss is 'elr', which remembers samples, on 2 processes; use one process, or gce"
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())

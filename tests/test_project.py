@@ -70,9 +70,9 @@ def test_the_readme_shows_every_file():
 
 def test_the_library_stays_small():
     files = [path.read_text().splitlines() for path in (ROOT / "fmnlib").rglob("*.py")]
-    assert len(files) <= 40
+    assert len(files) <= 42
     assert max(map(len, files)) <= 600
-    assert sum(map(len, files)) <= 8800
+    assert sum(map(len, files)) <= 9100
 
 
 # ---------------------------------------------------------------- one address

@@ -1,26 +1,44 @@
-"""The book runs no code in the browser, and shows its maths without the network.
+"""A page loads what it needs, and nothing from elsewhere.
 
 sphinx-thebe's scripts are left out: they are added twice, and the second copy throws
-"THEBE_JS_URL has already been declared". MathJax is served from the book itself.
+"THEBE_JS_URL has already been declared". MathJax is served from the book itself, to the pages with
+maths: Sphinx takes the root of the book for one, since its chapters have some. The theme's icons
+are in its fonts; the script of 1.5 MB that holds them again is left out.
 """
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 NEEDED = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
+ICONS = re.compile(r"<script [^>]*scripts/fontawesome\.js[^>]*></script>")
 
 
-def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
-    def is_thebe(script: Any) -> bool:
+def drop_scripts(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
+    maths = tree is not None and any(tree.findall(is_maths))
+
+    def wanted(script: Any) -> bool:
         body = getattr(script, "attributes", {}).get("body") or ""
-        return "thebe" in f"{script} {body}".lower()
+        text = f"{script} {body}".lower()
+        return "thebe" not in text and (maths or "mathjax" not in text)
 
-    scripts = context.get("script_files", [])
-    context["script_files"] = [script for script in scripts if not is_thebe(script)]
+    context["script_files"] = [s for s in context.get("script_files", []) if wanted(s)]
+
+
+def is_maths(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.math | nodes.math_block)
+
+
+def drop_icons(app: Sphinx, error: Exception | None) -> None:
+    for page in Path(app.outdir).rglob("*.html") if error is None else ():
+        page.write_text(ICONS.sub("", page.read_text()))
 
 
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
@@ -37,6 +55,7 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
-    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", drop_icons)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -37,14 +37,14 @@ def pixels(images: Tensor) -> Float[np.ndarray, "samples features"]:
 
 
 def _last_layer_inputs(
-    model: nn.Module, data: DataSet, images: Tensor | ImageFiles
+    model: nn.Module, data: DataSet, images: Tensor | ImageFiles, precision: str = "auto"
 ) -> Float[np.ndarray, "samples features"]:
     """The inputs of a network's last linear layer, for uint8 images."""
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
     features: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].flatten(1)))
     try:
-        predict(model, data, images)
+        predict(model, data, images, precision)
     finally:
         hook.remove()
     return torch.cat(features).cpu().double().numpy()
@@ -60,8 +60,8 @@ def _predict_truncated(
         place = pick_device(device)
         data = load(config, place)
         net = load_network(members[0], data)
-        inputs = _last_layer_inputs(net, data, data.images)
-        evaluated = _last_layer_inputs(net, data, data.eval_images)
+        inputs = _last_layer_inputs(net, data, data.images, config.precision)
+        evaluated = _last_layer_inputs(net, data, data.eval_images, config.precision)
         labels = data.labels.cpu().numpy()
         return RunRecord(
             labels=data.eval_labels.cpu().numpy(),

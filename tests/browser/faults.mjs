@@ -1,5 +1,6 @@
 // HTML that breaks a page in one way, and what the checks must say of it. They go into one page
 // together, except those that would hide others.
+import { DEAD } from "./explorer.mjs";
 import { COLAB } from "./site.mjs";
 
 const ALT = "A description that is long enough for anybody.";
@@ -42,4 +43,30 @@ export const FAULTS = [
     says: "Fig. 1 stands where Fig. 2 should",
     alone: true,
   },
+];
+
+// A script that runs before those of the explorer, or one that runs after them.
+const before = (script) => `<script>${script}</script>`;
+const after = (script) => before(`addEventListener("DOMContentLoaded", () => { ${script} })`);
+const data = (change) =>
+  before(`let given; Object.defineProperty(window, "fmnExplorer", { get: () => given, set(d) { ${change}; given = d } })`);
+const MATHJAX = "/_static/mathjax/tex-chtml.js";
+
+// The same for the forgetting explorer.
+export const EXPLORER_FAULTS = [
+  { fault: data("d.window = 0"), says: "accuracy of the mix" },
+  { fault: data("d.predicted = d.predicted.replace(/A/g, 'B')"), says: "tiles forgotten", alone: true },
+  { fault: data("d.forgotten[3] += 1"), says: "epoch 7, share 0%: forgotten", alone: true },
+  { fault: data("delete d.probs"), says: DEAD, alone: true },
+  { fault: after("document.querySelector('circle.then').remove()"), says: "the marker does not move" },
+  { fault: after("document.querySelectorAll('.explorer label').forEach((l) => l.removeAttribute('for'))"), says: "the epoch has no label" },
+  { fault: before("addEventListener('keydown', (e) => e.preventDefault(), true)"), says: "the keyboard does not move" },
+  { fault: after("document.querySelector('.explorer [role=status]').removeAttribute('aria-live')"), says: "nothing is said of" },
+  { fault: "<style>.explorer .tile { outline: none !important }</style>", says: "nothing but colour" },
+  { fault: "<style>.explorer-key { font-size: 6px !important }</style>", says: "text of 6 px" },
+  { fault: "<style>.explorer-still { display: none }</style>", says: "without scripts there is no picture" },
+  { fault: "<style>.explorer .explorer-app[hidden] { display: block !important }</style>", says: "controls that do nothing" },
+  { fault: "<style>.explorer button[hidden] { display: block !important }</style>", says: "although motion is to be reduced" },
+  { fault: before("IntersectionObserver.prototype.observe = () => {}"), says: "nothing is mixed in by itself" },
+  { fault: [1, 2, 3, 4].map((n) => `<script src="${MATHJAX}?${n}"></script>`).join(""), says: "the page weighs", alone: true },
 ];

@@ -5,6 +5,7 @@ import { dirname, extname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 export const ROOT = join(dirname(fileURLToPath(import.meta.url)), "../..");
+export const PATIENCE = 180_000; // ms, for a machine that has much else to do
 export const HTML = join(ROOT, "_build/html");
 
 const TYPES = {

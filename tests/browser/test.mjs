@@ -4,11 +4,11 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 import * as checks from "./checks.mjs";
-import { FAULTS } from "./faults.mjs";
-import { CHAPTERS, HTML, PAGES, serve } from "./site.mjs";
+import * as explorer from "./explorer.mjs";
+import { EXPLORER_FAULTS, FAULTS } from "./faults.mjs";
+import { CHAPTERS, HTML, PAGES, PATIENCE, serve } from "./site.mjs";
 
 const WORKERS = 3;
-const PATIENCE = 180_000; // ms, for a machine that has much else to do
 const SCHEMES = ["light", "dark"];
 const WIDTHS = [1280, 375];
 const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
@@ -76,6 +76,47 @@ async function bite(faults) {
   }
 }
 
+// The forgetting explorer of a page, touched and untouched, calm, and without scripts.
+async function tryExplorer(name, fault = "") {
+  const url = `${address}/${name}${fault && `?fault=${encodeURIComponent(fault)}`}`;
+  const viewport = { width: WIDTHS[0], height: 900 };
+  const visit = (options, check) =>
+    inContext({ viewport, ...options }, async (context) => {
+      const { page, problems } = await checks.open(context, url);
+      return [...problems, ...(await check(page))];
+    });
+  const touched = await visit({}, explorer.explorer);
+  if (touched.includes(explorer.DEAD)) return touched;
+  return [
+    ...touched,
+    ...(await visit({}, explorer.opening)),
+    ...(await visit({ reducedMotion: "reduce" }, explorer.calm)),
+    ...(await visit({ javaScriptEnabled: false }, explorer.scriptsOff)),
+    ...(await inContext({}, async (context) => explorer.weight(await context.newPage(), url))),
+  ];
+}
+
+async function explore(name) {
+  failures.push(...(await tryExplorer(name)).map((problem) => `${name}: ${problem}`));
+}
+
+// As the reader has it who downloaded the book.
+async function exploreFile(name) {
+  await inContext({}, async (context) => {
+    const { page, problems } = await checks.open(context, `file://${join(HTML, name)}`);
+    const counted = await explorer.explorer(page);
+    failures.push(...[...problems, ...counted].map((problem) => `${name} as a file: ${problem}`));
+  });
+}
+
+async function biteExplorer(faults) {
+  const html = faults.map(({ fault }) => fault).join("");
+  const reported = await tryExplorer(explorer.EXPLORERS[0], html);
+  for (const { fault, says } of faults) {
+    if (!reported.some((problem) => problem.includes(says))) failures.push(`no check reports "${says}" for ${fault}`);
+  }
+}
+
 async function find(term) {
   await inContext({}, async (context) => {
     const problems = await checks.search(await context.newPage(), address, term);
@@ -94,6 +135,10 @@ const jobs = [
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
+  ...explorer.EXPLORERS.filter((name) => pages.includes(name)).map((name) => () => explore(name)),
+  () => exploreFile(explorer.EXPLORERS[0]),
+  () => biteExplorer(EXPLORER_FAULTS.filter(({ alone }) => !alone)),
+  ...EXPLORER_FAULTS.filter(({ alone }) => alone).map((fault) => () => biteExplorer([fault])),
   ...TERMS.map((term) => () => find(term)),
   findNothing,
 ];
@@ -110,6 +155,6 @@ const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
-    `${FAULTS.length} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
+    `${FAULTS.length + EXPLORER_FAULTS.length} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
 );
 process.exit(failures.length ? 1 : 0);
