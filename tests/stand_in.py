@@ -402,6 +402,8 @@ class StandIn:
 
     def install(self, patch):
         """Put it in the place of torch's CUDA; a context has to be entered as well."""
+        # Lightning sets it, and torch then takes a count of devices for a driver.
+        patch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
         for name, value in {
             "device": property(self.place),
             "is_cuda": property(lambda tensor: self.place(tensor).type == "cuda"),

@@ -379,14 +379,14 @@ def test_a_capture_that_fails_leaves_a_run_that_goes_on(tmp_path, gpu, monkeypat
 
 def test_a_replay_that_differs_leaves_the_outcome_of_calls(tmp_path, gpu, monkeypatch):
     """Half of the factor is drawn by Python, which a graph would keep."""
-    whole = training._cross_entropy
+    whole = training._criterion
 
-    def shaky(labels, smoothing):
+    def shaky(*given):
         rng = np.random.default_rng(0)
-        loss = whole(labels, smoothing)
+        loss = whole(*given)
         return lambda logits, batch: loss(logits, batch) * rng.choice([0.5, 2.0, 8.0])
 
-    monkeypatch.setattr(training, "_cross_entropy", shaky)
+    monkeypatch.setattr(training, "_criterion", shaky)
     with pytest.warns(UserWarning, match="a replay changes .* otherwise than a call") as said:
         run(SMALL, tmp_path)
     assert len(said) == 1
@@ -555,8 +555,12 @@ def a_scale_that_the_host_reads(patch, gpu):
 
 
 def labels_on_the_host(patch, gpu):
-    whole = training._cross_entropy
-    patch.setattr(training, "_cross_entropy", lambda labels, share: whole(labels.cpu(), share))
+    whole = training._criterion
+
+    def on_the_host(config, data, memory):
+        return whole(config, dataclasses.replace(data, labels=data.labels.cpu()), memory)
+
+    patch.setattr(training, "_criterion", on_the_host)
 
 
 def targets_on_the_host(patch, gpu):
