@@ -85,6 +85,8 @@ class Result(SphinxRole):
             told = f"results/summary.json has no {self.text!r} ({error!r})"
             logging.getLogger(__name__).warning(told, location=self.get_location())
             return [nodes.Text("??")], []
+        if not text:  # a link without words
+            return [], []
         xref = {"refdomain": "std", "reftype": "doc", "reftarget": f"/notebooks/{page.stem}"}
         xref |= {"refdoc": self.env.docname, "refexplicit": "true", "refwarn": "true"}
         link = addnodes.pending_xref("", nodes.inline(text, text), **xref)
