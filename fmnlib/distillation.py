@@ -147,7 +147,7 @@ def teacher_criterion(config: RunConfig, data: DataSet, teacher: Teacher) -> Cri
     """The loss of a student; where views recur, the teacher predicts them in advance."""
     student = config.student or StudentConfig()
     in_advance = config.augment == "none" or data.view_pool is not None
-    table = _predict_views(config, data, teacher) if in_advance else None
+    table = predict_views(config, data, teacher) if in_advance else None
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         if table is None:
@@ -222,7 +222,7 @@ def _check_sum(members: Sequence[Member]) -> None:
 
 
 @torch.no_grad()
-def _predict_views(config: RunConfig, data: DataSet, teacher: Teacher) -> Tensor:
+def predict_views(config: RunConfig, data: DataSet, teacher: Teacher) -> Tensor:
     """The teacher's probabilities `[views, samples, classes]`."""
     views = []
     for transforms in [None] if data.view_pool is None else data.view_pool:

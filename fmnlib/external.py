@@ -249,9 +249,9 @@ def distill_checkpoints(
 
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
     with refined labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
-    mixture predicts
-    them once; other inputs it predicts in every pass, since they may be shuffled. After each epoch
-    the images of `val` are predicted, or where there are none, those of the training.
+    mixture predicts them once; other inputs it predicts in every pass, since they may be shuffled.
+    After each epoch the images of `val` are predicted, or where there are none, those of the
+    training.
     """
     teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]

@@ -122,18 +122,17 @@ def detection(table: pd.DataFrame, wrong: Bool[np.ndarray, " samples"]) -> dict[
 def of_run(folder: Path, record: RunRecord, fusion: Fusion, device: str) -> TrainingSamples:
     """The training samples of a run of `fmn train`."""
     from fmnlib.data import load
-    from fmnlib.distillation import load_network, members_of
-    from fmnlib.training import pick_device, predict
+    from fmnlib.distillation import load_network, members_of, predict_views
+    from fmnlib.training import pick_device
 
     assert record.config is not None
     config, data = record.config, load(record.config, pick_device(device))
-    total = np.zeros((len(data.labels), data.classes))
-    for member in members_of(config, folder, fusion):
-        logits = predict(load_network(member, data), data, data.images, config.precision)
-        total += member.weight * logits.softmax(1).double().cpu().numpy()
+    members = members_of(config, folder, fusion)
+    networks = [(load_network(member, data), member.weight) for member in members]
+    [probs] = predict_views(config, data, networks)  # one view: the images as they are
     images = data.files or data.images
     return TrainingSamples(
-        probs=total,
+        probs=probs.cpu().numpy(),
         given=data.labels.cpu().numpy(),
         files=None if data.files is None else data.files.names,
         classes=() if data.files is None else data.files.classes,
