@@ -81,9 +81,16 @@ def guessing(seed: int, classes: int) -> RunRecord:
     )
 
 
-def _record(probs: np.ndarray, labels: np.ndarray) -> RunRecord:
-    record = RunRecord.from_arrays(probs, labels)
-    return dataclasses.replace(record.take(np.arange(SAMPLES), "val"))
+def copied(record: RunRecord, copies: int) -> RunRecord:
+    """Some of the samples, each several times, with groups that tell which are copies."""
+    assert record.probs is not None
+    groups = np.arange(SAMPLES) // copies
+    return _record(record.probs[:, groups], record.labels[groups], groups)
+
+
+def _record(probs: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> RunRecord:
+    record = RunRecord.from_arrays(probs, labels, groups=groups)
+    return record.take(np.arange(SAMPLES), "val")
 
 
 def simulated() -> Iterator[tuple[str, str, Iterable[RunRecord]]]:
@@ -95,6 +102,8 @@ def simulated() -> Iterator[tuple[str, str, Iterable[RunRecord]]]:
     yield "stationary, independent noise, 6 epochs", "none", (churning(s, 10, 6) for s in seeds)
     name = "stationary, noise that lasts (correlation 0.5)"
     yield name, "none", (churning(s, 10, 20, 0.5) for s in seeds)
+    name = "stationary, each sample five times, with groups"
+    yield name, "none", (copied(churning(s, 10, 20), 5) for s in seeds)
     yield "two epochs that rise from 85 to 90%", "none", (rising(s) for s in seeds)
     yield "random predictions, 10 classes", "refused", (guessing(s, 10) for s in seeds)
     for share in (0.03, 0.08, 0.15):

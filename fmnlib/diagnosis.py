@@ -9,7 +9,8 @@ neither difference has a sign.
 Whatever is chosen (that epoch, the checkpoint to stop at, the fusion) is chosen on four fifths of
 the half and scored on the rest, in turn: cross-fitting. What the folds choose varies with the
 samples too, which about doubles the variance of a count; intervals are wider by the square root
-of 2 for that. The test half is left for the report on what is then done.
+of 2 for that. Where the record has groups, whose samples depend on each other, folds and intervals
+are of groups. The test half is left for the report on what is then done.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import norm
 
@@ -37,7 +38,7 @@ from fmnlib.fusion import (
     right_samples,
 )
 from fmnlib.record import Columns, RunRecord, folds
-from fmnlib.stats import MARGIN, Gain, Interval, Mask, paired_gain, proportion
+from fmnlib.stats import MARGIN, Gain, Interval, Mask, mean_gain, paired_gain, proportion
 
 FOLDS = 5
 LEVEL = 0.05
@@ -247,18 +248,18 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
     options, over_free = _options(val, fold_of)
-    level = _wide(LEVEL)
+    level, groups = _wide(LEVEL), val.groups
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
         epoch=epoch,
-        forget=proportion(int(forgotten.sum()), len(forgotten), level),
+        forget=proportion(forgotten, level, groups),
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
         networks=networks,
         around=int(mixed_epochs[around]),
-        fell=_mean(fell, level),
-        lost=paired_gain(known, late, level),
-        unseen=_mean(known * 1.0 - late - fell, level),
+        fell=mean_gain(fell, level, groups),
+        lost=paired_gain(known, late, level, groups),
+        unseen=mean_gain(known * 1.0 - late - fell, level, groups),
         classes=_by_class(val, forgotten, known, late),
         early_epoch=int(early_stopping(val).weights.argmax()),
         options=options,
@@ -346,15 +347,15 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
         Option(
             name=name,
             networks=fusion.networks,
-            gain=paired_gain(right[name], final, level),
-            behind=paired_gain(best, right[name], level),
+            gain=paired_gain(right[name], final, level, val.groups),
+            behind=paired_gain(best, right[name], level, val.groups),
         )
         for name, fusion in chosen.items()
     )
     fused = right.pop(_KF, None)
     if fused is None:
         return options, None
-    return options, paired_gain(fused, max(right.values(), key=np.sum), level)
+    return options, paired_gain(fused, max(right.values(), key=np.sum), level, val.groups)
 
 
 def _choose(val: RunRecord) -> dict[str, Fusion]:
@@ -382,17 +383,11 @@ def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.Da
     names = val.provenance.get("classes") or range(val.classes)
     for label in present:
         inside = val.labels == label
-        fell = paired_gain(known[inside], late[inside], 1 - LEVEL / len(present))
+        groups = None if val.groups is None else val.groups[inside]
+        fell = paired_gain(known[inside], late[inside], 1 - LEVEL / len(present), groups)
         row = {"samples": int(inside.sum()), "forgotten": float(forgotten[inside].mean())}
         rows[names[label]] = row | {"lost": fell.value, "low": fell.low, "high": fell.high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
-
-
-def _mean(values: Float[np.ndarray, " samples"], level: float) -> Gain:
-    """A mean over samples and its interval, by the central limit theorem."""
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
-    margin = float(norm.isf((1 - level) / 2)) * error
-    return Gain(mean, mean - margin, mean + margin)
 
 
 def _wide(error: float) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from fmnlib.config import InputError
@@ -47,6 +47,7 @@ _EDGE = 1e-9
 Mask = Bool[np.ndarray, " samples"]
 Probs = Float[np.ndarray, "samples classes"]
 Labels = Int[np.ndarray, " samples"]
+Groups = np.ndarray | None  # one for each sample, equal where samples depend on each other
 Values = Sequence[float] | np.ndarray  # one for each seed
 
 
@@ -327,40 +328,70 @@ class Gain(Interval):
         return f"{100 * self.value:+.1f} points ({ends})"
 
 
-def proportion(count: int, samples: int, level: float = 0.95) -> Interval:
+def proportion(mask: Mask, level: float = 0.95, groups: Groups = None) -> Interval:
     """The share of samples with some property, with Wilson's interval.
 
-    >>> print(proportion(0, 100))
+    `groups` are as in `paired_gain`.
+
+    >>> print(proportion(np.zeros(100, bool)))
     0.0% (0.0 to 3.7)
     """
-    ends = binomtest(count, samples).proportion_ci(level, method="wilson")
-    return Interval(count / samples, float(ends.low), float(ends.high))
+    share, (effect, z) = float(mask.mean()), _dependence(mask * 1.0, groups, level)
+    if math.isinf(z):
+        return Interval(share, 0.0, 1.0)
+    weight = z**2 * effect / len(mask)
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def paired_gain(right: Mask, baseline: Mask, level: float = 0.95) -> Gain:
+def paired_gain(right: Mask, baseline: Mask, level: float = 0.95, groups: Groups = None) -> Gain:
     """How much more accurate one predictor is than another on the same samples.
 
     From which samples each gets right, the score interval of Tango (1998) for a difference of
     paired shares: it rests on the samples on which the two differ, as McNemar's test does, and
     keeps a width where none do.
 
+    Samples of one group depend on each other (pixels of an image, visits of a patient). Then all
+    counts are divided by the design effect, the variance between groups over that of independent
+    samples (Rao and Scott, 1992), and the quantile is Student's, of one less than the groups.
+
     >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
     >>> print(paired_gain(right, baseline))
     +10.0 points (+5.5 to +17.4)
+    >>> print(paired_gain(right, baseline, groups=np.arange(100) // 2))
+    +10.0 points (+1.6 to +21.9)
     """
-    won, lost = int((right & ~baseline).sum()), int((~right & baseline).sum())
-    samples = len(right)
-    value, z = (won - lost) / samples, float(norm.ppf((1 + level) / 2))
+    differences = right * 1.0 - baseline
+    value, (effect, z) = float(differences.mean()), _dependence(differences, groups, level)
+    won, lost = (differences > 0).sum() / effect, (differences < 0).sum() / effect
+    samples = len(right) / effect
 
     def beyond(delta: float, sign: int) -> float:
         return sign * _score(delta, won, lost, samples) + z
 
     def end(sign: int) -> float:
-        if sign * value > 1 - _EDGE:  # every sample speaks for this end
+        if math.isinf(z) or sign * value > 1 - _EDGE:  # every sample speaks for this end
             return float(sign)
         return float(brentq(beyond, value, sign * (1 - _EDGE), args=(sign,)))
 
     return Gain(value, end(-1), end(1))
+
+
+def mean_gain(
+    differences: Float[np.ndarray, " samples"], level: float = 0.95, groups: Groups = None
+) -> Gain:
+    """A mean over samples and its interval, by the central limit theorem.
+
+    `groups` are as in `paired_gain`.
+
+    >>> print(mean_gain(np.array([0.0, 0.1, 0.2])))
+    +10.0 points (-1.3 to +21.3)
+    """
+    effect, z = _dependence(differences, groups, level)
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) * math.sqrt(effect / len(differences))
+    return Gain(mean, mean - z * error, mean + z * error)
 
 
 def gains(
@@ -385,7 +416,8 @@ def gains(
     right |= others or {}
     rows = {}
     for name, mask in right.items():
-        gain, ahead = paired_gain(mask, right["single"]), paired_gain(right["fused"], mask)
+        gain = paired_gain(mask, right["single"], groups=test.groups)
+        ahead = paired_gain(right["fused"], mask, groups=test.groups)
         rows[name] = [mask.mean(), *dataclasses.astuple(gain), *dataclasses.astuple(ahead)]
     columns = ["accuracy", "gain", "low", "high", "ahead", "ahead_low", "ahead_high"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
@@ -418,7 +450,28 @@ def picks(fusion: Fusion, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _score(delta: float, won: int, lost: int, samples: int) -> float:
+def _dependence(
+    values: Float[np.ndarray, " samples"], groups: Groups, level: float
+) -> tuple[float, float]:
+    """The design effect of a mean, at least 1, and the quantile of an interval of this level.
+
+    Where all values are equal they say nothing of how alike a group is, and its samples count as
+    one.
+    """
+    if groups is None:
+        return 1.0, float(norm.ppf((1 + level) / 2))
+    place = np.unique(groups, return_inverse=True)[1]
+    sizes, deviations = np.bincount(place), values - values.mean()
+    number = len(sizes)
+    if number < 2:
+        return 1.0, math.inf
+    spread = float((deviations**2).sum())
+    between = float((np.bincount(place, deviations) ** 2).sum()) * number / (number - 1)
+    effect = between / spread if spread else float((sizes**2).sum() / len(values))
+    return max(1.0, effect), float(student_t.ppf((1 + level) / 2, number - 1))
+
+
+def _score(delta: float, won: float, lost: float, samples: float) -> float:
     """Tango's statistic: how many deviations the wins exceed what a gain of delta explains."""
     b = (2 * samples - won + lost) * delta - won - lost
     c = -lost * delta * (1 - delta)

@@ -221,6 +221,24 @@ def test_what_only_a_mixture_knows_is_worth_distilling():
     assert found.advice == "distil"
 
 
+def test_copies_of_samples_change_nothing_where_groups_tell_of_them():
+    names, run = np.array([f"patient {i}" for i in range(400)]), forgetful()
+    alone = RunRecord.from_arrays(run.probs, run.labels, ids=names)
+    place = np.random.default_rng(0).permutation(np.repeat(np.arange(400), 6))
+    probs, labels = run.probs[:, place], run.labels[place]
+    once = diagnose(alone)
+    grouped = diagnose(RunRecord.from_arrays(probs, labels, groups=names[place]))
+    blind = diagnose(RunRecord.from_arrays(probs, labels))
+
+    def widths(found):
+        gains = [found.forget, found.fell, found.lost, found.options[0].gain]
+        rows = found.classes.loc[[1, 3]]
+        return np.array([g.high - g.low for g in gains] + [*(rows["lost"] - rows["low"])])
+
+    np.testing.assert_allclose(widths(grouped), widths(once), rtol=0.15)  # Student's quantiles
+    assert (widths(blind) < 0.6 * widths(once)).all()
+
+
 def test_the_advice_is_the_cheapest_that_is_not_certainly_worse():
     none, good, better = Gain(0.0, -0.05, 0.05), Gain(0.04, 0.01, 0.08), Gain(0.09, 0.05, 0.12)
     found = diagnose(forgetful())

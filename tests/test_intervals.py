@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from fmnlib.stats import Gain, Interval, paired_gain, proportion
+from fmnlib.stats import Gain, Interval, mean_gain, paired_gain, proportion
 
 Z = 1.959963984540054
 
@@ -66,11 +66,11 @@ def test_nineteen_in_twenty_intervals_hold_the_truth():
 def test_a_higher_level_is_wider():
     right, baseline = pair(17, 3, 120)
     assert paired_gain(right, baseline, 0.99).low < paired_gain(right, baseline).low
-    assert proportion(5, 50, 0.99).high > proportion(5, 50).high
+    assert proportion(np.arange(50) < 5, 0.99).high > proportion(np.arange(50) < 5).high
 
 
 def test_a_share_by_the_quadratic_that_defines_it():
-    found = proportion(7, 60)
+    found = proportion(np.arange(60) < 7)
     for end in (found.low, found.high):
         assert (7 / 60 - end) ** 2 == pytest.approx(Z**2 * end * (1 - end) / 60)
 
@@ -78,3 +78,55 @@ def test_a_share_by_the_quadratic_that_defines_it():
 def test_intervals_read_well():
     assert str(Interval(0.25, 0.2, 0.305)) == "25.0% (20.0 to 30.5)"
     assert str(Gain(-0.01, -0.02, 0.005)) == "-1.0 points (-2.0 to +0.5)"
+
+
+def grouped(rng, groups, size, alike):
+    """Won, lost or neither: 30, 20 and 50%; a sample is like its group with some probability."""
+    kinds = rng.choice(3, size=(2, groups, size), p=[0.3, 0.2, 0.5])
+    copied = rng.random((groups, size)) < alike
+    return np.where(copied, kinds[0, :, :1], kinds[1]).ravel(), np.repeat(np.arange(groups), size)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("groups", [12, 80])
+def test_samples_that_depend_on_each_other_widen_an_interval_as_far_as_they_have_to(groups, alike):
+    rng, inside, naive = np.random.default_rng(1), np.zeros(3), 0
+    for _ in range(400):
+        kind, group = grouped(rng, groups, 10, alike)
+        won, lost = kind == 0, kind == 1
+        found = [
+            (paired_gain(won, lost, groups=group), 0.1),
+            (mean_gain(won * 1.0 - lost, groups=group), 0.1),
+            (proportion(won, groups=group), 0.3),
+        ]
+        inside += [f.low <= truth <= f.high for f, truth in found]
+        without = paired_gain(won, lost)
+        naive += without.low <= 0.1 <= without.high
+    assert (inside >= 0.92 * 400).all(), inside
+    assert (inside <= 0.99 * 400).all(), inside
+    assert alike < 1 or naive < 0.6 * 400
+
+
+def test_copies_of_a_sample_add_nothing():
+    rng = np.random.default_rng(2)
+    right, baseline = rng.random((2, 200)) < [[0.8], [0.7]]
+    once = paired_gain(right, baseline, groups=np.arange(200))
+    copies = [np.repeat(values, 7) for values in (right, baseline, np.arange(200))]
+    again = paired_gain(copies[0], copies[1], groups=copies[2])
+    assert (again.low, again.high) == pytest.approx((once.low, once.high))
+
+
+def test_groups_without_a_difference_count_as_one_sample_each():
+    same = np.ones(100, bool)
+    groups = np.repeat([f"image {i}" for i in range(20)], 5)
+    found = paired_gain(same, same, groups=groups)
+    assert found.high == pytest.approx(paired_gain(same[:20], same[:20], groups=groups[::5]).high)
+
+
+def test_one_group_says_nothing_of_another():
+    right, one = np.arange(50) < 40, np.zeros(50, int)
+    assert (paired_gain(right, ~right, groups=one).low, proportion(right, groups=one).high) == (
+        -1,
+        1,
+    )
+    assert mean_gain(right * 1.0, groups=one).high == np.inf
