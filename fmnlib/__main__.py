@@ -449,9 +449,15 @@ def _training_samples(
     if bool(run) == bool(files.checkpoints):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
         raise InputError(f"give a run, or {options}")
+    for name in ("network", "output", "epochs", "lr", "save_record"):
+        if getattr(files, name) != getattr(_NO_FILES, name):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} has no use in `fmn labels`; give it to `fmn fuse`")
+    if files.model and not run:
+        return labels.of_files(files, _anchored, split or 0, None)
     if files.model:
-        tracked = Path(run) if run else None
-        return labels.of_files(files, _anchored, split or 0, tracked)
+        fusion, split = _fusion_of(Path(run), _load(run), split)
+        return labels.of_files(files, lambda _: fusion, split, Path(run))
     folder, record = _find_folder(run), _load(run)
     if folder is None or (record.config is None) != (files.train is not None):
         needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"

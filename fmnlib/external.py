@@ -154,7 +154,10 @@ def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
         if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
             kind = type(batches).__name__
             raise InputError(f"{source} returned a {kind}; return a DataLoader or a list")
-        return Labelled(lambda: batches, labels_of(batches), [])
+        try:
+            return Labelled(lambda: batches, labels_of(batches), [])
+        except InputError as error:
+            raise InputError(f"of {source}, {error}") from error
     return _of_images(open_folder(source, preprocessing))
 
 

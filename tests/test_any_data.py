@@ -181,6 +181,22 @@ def test_what_the_advice_names_can_be_mixed(fmn, tracked):
     assert told["test accuracy, averaged"] == told["test accuracy, averaged, 5 best"]
 
 
+def test_labels_are_ranked_by_the_fusion_that_was_written(fmn, tracked):
+    words = ["--model", "table.py:build", "--train", "table.py:train", "--json"]
+
+    def networks(csv, *more):
+        code, out, err = fmn("labels", "tracked", "--csv", csv, *words, *more)
+        return json.loads(out)["networks"] if code == 0 else err
+
+    before = networks("before.csv")
+    fmn("fuse", "tracked", "--mix", "best", "--split", "3")
+    assert (before, networks("after.csv")) == (before, 5)
+    assert before != 5
+    assert "was chosen on split 3 and split is 1" in networks("other.csv", "--split", "1")
+    told = "--network has no use in `fmn labels`; give it to `fmn fuse`"
+    assert told in networks("other.csv", "--network", "distilled")
+
+
 def test_missing_checkpoints_are_named_before_any_work(fmn, tracked):
     for file in (tracked / "checkpoints").iterdir():
         file.unlink()
@@ -198,11 +214,16 @@ def test_missing_checkpoints_are_named_before_any_work(fmn, tracked):
         ([], "has BatchNorm, to be estimated anew; give --train"),
         (["--train", "table.py:nothing"], "has no function 'nothing'"),
         (["--train", "table.py:once"], "returned a generator; return a DataLoader or a list"),
+        (
+            ["--train", "table.py:sets"],
+            "of table.py:sets, a batch is TensorDataset; give (inputs,",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_told_in_one_line(fmn, tracked, tmp_path, words, told):
     with (tmp_path / "table.py").open("a") as file:
         file.write("\ndef once():\n    return (batch for batch in train())\n")
+        file.write("\ndef sets():\n    return [torch.utils.data.TensorDataset(inputs)]\n")
     code, _, err = fmn("fuse", "tracked", "--model", "table.py:build", *words)
     assert (code, err.count("\n")) == (2, 1)
     assert told in err
