@@ -15,13 +15,10 @@ from fmnlib.paper.compare import (
     compare_protocols,
     compare_rivals,
     compare_students,
-    ema,
-    fge,
     independent_members,
     replicates,
-    snapshot,
     student_of_finals,
-    swa,
+    training_methods,
     try_losses,
 )
 from fmnlib.training import build_model, learning_rate
@@ -34,22 +31,23 @@ def picked(protocol):
 
 
 def test_the_networks_of_each_method():
-    forty = RunConfig()
-    assert picked(snapshot(forty, 5)) == [7, 15, 23, 31, 39]
-    assert picked(fge(forty, 5)) == picked(swa(forty, 5)) == [31, 33, 35, 37, 39]
-    assert picked(fge(forty, 10)) == list(range(30, 40))
-    assert picked(ema(forty, 0.9)) == [39]
-    two_hundred = RunConfig(epochs=200)
-    assert picked(snapshot(two_hundred, 5)) == [39, 79, 119, 159, 199]
-    assert picked(fge(two_hundred, 5)) == [159, 169, 179, 189, 199]
-    for make in (snapshot, fge, swa):
-        assert make(forty, 5)[1].weights[39] == 0.2
+    forty = training_methods(RunConfig())
+    assert picked(forty["snapshot"]) == [7, 15, 23, 31, 39]
+    assert picked(forty["fge"]) == picked(forty["swa"]) == [31, 33, 35, 37, 39]
+    assert picked(training_methods(RunConfig(), 10)["fge"]) == list(range(30, 40))
+    assert picked(forty["ema"]) == [39]
+    two_hundred = training_methods(RunConfig(epochs=200))
+    assert picked(two_hundred["snapshot"]) == [39, 79, 119, 159, 199]
+    assert picked(two_hundred["fge"]) == [159, 169, 179, 189, 199]
+    for method in ("snapshot", "fge", "swa"):
+        assert forty[method][1].weights[39] == 0.2
 
 
-@pytest.mark.parametrize("make", [snapshot, fge])
+@pytest.mark.parametrize("method", ["snapshot", "fge"])
 @pytest.mark.parametrize(("epochs", "networks"), [(40, 5), (200, 5), (8, 2), (24, 3)])
-def test_networks_are_taken_where_the_rate_is_lowest(make, epochs, networks):
-    config, chosen = make(RunConfig(epochs=epochs, lr=1.0), networks)
+def test_networks_are_taken_where_the_rate_is_lowest(method, epochs, networks):
+    run = RunConfig(epochs=epochs, lr=1.0)
+    config, chosen = training_methods(run, networks)[method]
     end_of = [learning_rate(config, (epoch + 1 - 1e-6) / epochs) for epoch in range(epochs)]
     at_zero = [epoch for epoch, rate in enumerate(end_of) if rate < 1e-4]
     assert at_zero == np.flatnonzero(chosen.weights).tolist()
@@ -74,26 +72,27 @@ def test_networks_that_do_not_divide_the_epochs_are_refused():
     with pytest.raises(
         InputError, match="networks is 3; choose a number that divides the 40 epochs"
     ):
-        snapshot(RunConfig(), 3)
+        training_methods(RunConfig(), 3)
     with pytest.raises(
         InputError, match="networks is 4; .* divides the last quarter of 40 epochs"
     ):
-        fge(RunConfig(), 4)
+        training_methods(RunConfig(), 4)
     with pytest.raises(InputError, match="networks is 1; .* divides the last quarter of 6 epochs"):
-        swa(RunConfig(epochs=6), 1)
+        training_methods(RunConfig(epochs=6), 1)
     with pytest.raises(InputError, match="networks is 0; "):
-        swa(RunConfig(), 0)
+        training_methods(RunConfig(), 0)
 
 
 def test_a_tail_keeps_its_own_epochs_alone():
-    for make in (fge, swa):
-        config, chosen = make(SMALL, 2)
+    for method in ("fge", "swa"):
+        config, chosen = training_methods(SMALL, 2)[method]
         [record] = runs.obtain([config], device="cpu", progress=False)
         assert record.kept.tolist() == [6, 7] == np.flatnonzero(chosen.weights).tolist()
 
 
 def test_until_the_tail_begins_both_tails_are_one_run():
-    configs = [fge(SMALL, 1)[0], swa(SMALL, 1)[0]]
+    methods = training_methods(SMALL, 1)
+    configs = [methods["fge"][0], methods["swa"][0]]
     cyclic, constant = runs.obtain(configs, device="cpu", progress=False)
     np.testing.assert_array_equal(cyclic.predicted[:6], constant.predicted[:6])
     assert (cyclic.curves["lr"][6:] < constant.curves["lr"][6:]).all()
@@ -115,18 +114,19 @@ def test_scores_are_those_of_the_networks_by_hand():
     assert {m: r.networks for m, r in by_method.items()} == {
         "snapshot": 2, "fge": 2, "swa": 1, "ema": 1
     }  # fmt: skip
-    for method, make in (("snapshot", snapshot), ("fge", fge)):
-        config, _ = make(SMALL, 2)
+    methods = training_methods(SMALL, 2, 0.5)
+    for method in ("snapshot", "fge"):
+        config, _ = methods[method]
         [record] = runs.obtain([config])
         test = record.split(3)[1]
         a, b = test.probs.astype(float)  # of the two kept epochs
         assert by_method[method].accuracy == ((a + b).argmax(axis=1) == test.labels).mean()
-    [record] = runs.obtain([ema(SMALL, 0.5)[0]])
+    [record] = runs.obtain([methods["ema"][0]])
     assert by_method["ema"].accuracy == record.split(3)[1].accuracy[-1]
 
 
 def test_swa_is_the_mean_of_the_weights_with_batchnorm_estimated_anew():
-    config, weights = swa(SMALL, 2)
+    config, weights = training_methods(SMALL, 2)["swa"]
     job = runs.averaged(config, "swa", weights)
     runs.obtain([job], device="cpu", progress=False)
     place = runs.folder(config)

@@ -1,12 +1,5 @@
 """The methods of the papers' tables, side by side on the same runs and the same halves.
 
-`compare` scores what one run and an independent ensemble give, and `compare_rivals` what else the
-same labels or a moving average can be used for. `compare_protocols` scores methods
-that change the training (AAAI Table 3): each is a config, and weights over epochs. Snapshot
-ensembles and FGE average the probabilities of the networks that have weight, SWA averages their
-parameters; EMA averages parameters at every step, so that its run records the average itself.
-`compare_students` and `try_losses` vary the teacher and the loss of a student.
-
 All take a config for each setting and seed, the name of the experiment (`item`, such as
 label_noise) and the seeds of the splits, as in `fmnlib.paper.ablation.scored`: what is chosen is
 chosen on the validation half, and scores are of the test half. `fresh` ignores the committed
@@ -205,45 +198,37 @@ def compare_rivals(
     return _score_jobs(parts, item, fresh)
 
 
-Protocol = tuple[RunConfig, Fusion]
+def training_methods(
+    config: RunConfig, networks: int = 5, decay: float = 0.99
+) -> dict[str, tuple[RunConfig, Fusion]]:
+    """Other ways to train a run, and weights over their epochs, by name (AAAI Table 3).
 
+    snapshot (Huang et al., 2017): a cyclic rate, the networks at the ends of its cycles. fge
+    (Garipov et al., 2018): the same in the last quarter. swa (Izmailov et al., 2018): a constant
+    rate in the last quarter, for the mean of the weights of so many networks. ema: what is
+    recorded is the moving average of the weights, of this decay a step.
 
-def snapshot(config: RunConfig, networks: int) -> Protocol:
-    """A cyclic rate all the time, and the networks at the ends of its cycles (Huang et al., 2017).
-
-    >>> snapshot(RunConfig(epochs=4), 2)[1].weights.tolist()
-    [0.0, 0.5, 0.0, 0.5]
+    >>> of_eight = training_methods(RunConfig(epochs=8), 2)
+    >>> {name: np.flatnonzero(fusion.weights).tolist() for name, (_, fusion) in of_eight.items()}
+    {'snapshot': [3, 7], 'fge': [6, 7], 'swa': [6, 7], 'ema': [7]}
     """
-    return _spaced(dataclasses.replace(config, schedule="cyclic", cycles=networks), networks)
-
-
-def fge(config: RunConfig, networks: int) -> Protocol:
-    """A cyclic rate in the last quarter, and the networks there (Garipov et al., 2018).
-
-    >>> fge(RunConfig(epochs=8), 2)[1].weights.tolist()
-    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5]
-    """
-    return _spaced(dataclasses.replace(config, schedule="cyclic_tail", cycles=networks), networks)
-
-
-def swa(config: RunConfig, networks: int) -> Protocol:
-    """A constant rate in the last quarter, for the mean of the weights (Izmailov et al., 2018).
-
-    >>> swa(RunConfig(epochs=8), 2)[1].weights.tolist()
-    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5]
-    """
-    return _spaced(dataclasses.replace(config, schedule="constant_tail"), networks)
-
-
-def ema(config: RunConfig, decay: float) -> Protocol:
-    """The usual schedule; what is recorded is the moving average of the weights over steps.
-
-    >>> ema(RunConfig(epochs=2), 0.99)[1].weights.tolist()
-    [0.0, 1.0]
-    """
-    last = np.zeros(config.epochs)
-    last[-1] = 1
-    return dataclasses.replace(config, ema=decay, keep_every=config.epochs), Fusion(last)
+    schedules = {"snapshot": "cyclic", "fge": "cyclic_tail", "swa": "constant_tail"}
+    methods = {}
+    for name, schedule in schedules.items():
+        cycles = config.cycles if name == "swa" else max(1, networks)
+        changed = dataclasses.replace(config, schedule=schedule, cycles=cycles)
+        first, epochs = changed.tail_epoch, config.epochs
+        whole = first == 0 or first == TAIL * epochs
+        if networks < 1 or not whole or (epochs - first) % networks:
+            part = f"the last quarter of {epochs}" if first else f"the {epochs}"
+            raise InputError(f"networks is {networks}; choose a number that divides {part} epochs")
+        length = (epochs - first) // networks
+        weights = np.zeros(epochs)
+        weights[first + length - 1 :: length] = 1 / networks
+        methods[name] = dataclasses.replace(changed, keep_every=length), Fusion(weights)
+    last = Fusion(np.eye(config.epochs)[-1])
+    averaging = dataclasses.replace(config, ema=decay, keep_every=config.epochs)
+    return methods | {"ema": (averaging, last)}
 
 
 def compare_protocols(
@@ -257,47 +242,22 @@ def compare_protocols(
 ) -> list[Result]:
     """Score snapshot ensembles, FGE, SWA and EMA in place of these runs; they select nothing.
 
-    Snapshot ensembles and FGE have so many `networks`, and SWA as many in its mean.
+    `networks` and `decay` are as in `training_methods`.
     """
     parts: list[_Part] = []
     for config in configs:
-        for method, (changed, weights) in _protocols(config, networks, decay).items():
+        for method, (changed, weights) in training_methods(config, networks, decay).items():
             mean, way = method == "swa", always(weights)
             job = runs.averaged(changed, method, weights) if mean else Job(changed)
             parts.append((job, {method: single if mean else way}, splits))
     return _score_jobs(parts, item, fresh)
 
 
-def protocol_jobs(
-    config: RunConfig, networks: int = 5, decay: float = 0.99
-) -> list[tuple[str, Job]]:
+def protocol_jobs(config: RunConfig) -> list[tuple[str, Job]]:
     """The jobs, by name, that `compare_protocols` needs for one config."""
-    protocols = _protocols(config, networks, decay)
-    jobs = [(name, Job(changed)) for name, (changed, _) in protocols.items()]
-    changed, weights = protocols["swa"]
-    return [*jobs, ("swa, averaged", runs.averaged(changed, "swa", weights))]
-
-
-def _protocols(config: RunConfig, networks: int, decay: float) -> dict[str, Protocol]:
-    return {
-        "snapshot": snapshot(config, networks),
-        "fge": fge(config, networks),
-        "swa": swa(config, networks),
-        "ema": ema(config, decay),
-    }
-
-
-def _spaced(config: RunConfig, networks: int) -> Protocol:
-    """Keep the ends of equal stretches of the tail, or of the whole run; weigh them equally."""
-    first, epochs = config.tail_epoch, config.epochs
-    whole = first == 0 or first == TAIL * epochs
-    if networks < 1 or not whole or (epochs - first) % networks:
-        part = f"the last quarter of {epochs}" if first else f"the {epochs}"
-        raise InputError(f"networks is {networks}; choose a number that divides {part} epochs")
-    length = (epochs - first) // networks
-    weights = np.zeros(epochs)
-    weights[first + length - 1 :: length] = 1 / networks
-    return dataclasses.replace(config, keep_every=length), Fusion(weights)
+    methods = training_methods(config)
+    jobs = [(name, Job(changed)) for name, (changed, _) in methods.items()]
+    return [*jobs, ("swa, averaged", runs.averaged(methods["swa"][0], "swa", methods["swa"][1]))]
 
 
 def student_of_finals(name: str, teachers: Sequence[RunConfig], teacher_views: int = 0) -> Job:
@@ -330,10 +290,10 @@ def compare_students(
     ensembles = [independent_members(config, members) for config in configs]
     teachers = [("single", ensemble[:1]) for ensemble in ensembles]
     teachers += [("independent", ensemble) for ensemble in ensembles]
-    parts: list[_Part] = []
-    for name, ensemble in teachers:
-        job = student_of_finals(name, ensemble, teacher_views)
-        parts.append((job, {f"student_{name}": single}, splits))
+    parts: list[_Part] = [
+        (student_of_finals(name, ensemble, teacher_views), {f"student_{name}": single}, splits)
+        for name, ensemble in teachers
+    ]
     return _score_jobs(parts, item, fresh)
 
 

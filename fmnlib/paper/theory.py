@@ -8,9 +8,6 @@ forgotten when they carry the separator across it.
 Truncation to leading components then takes the place of training time: the k-th "epoch" of a
 linear model is its solution W(k) on the first k components, so that `fmnlib.scores` applies to
 `correct[components, samples]` as it does to `correct[epochs, samples]`.
-
-`agreement` compares the sets S(k) that a linear model forgets with the sets M(n) of a network,
-row by row, once their rows are matched.
 """
 
 import dataclasses
@@ -55,12 +52,10 @@ def separator_path(
 ) -> Path:
     """The separator after each step of gradient descent, in closed form (AAAI, section 4).
 
-    w_j(n) = λ_j^n w_j(0) + (1 - λ_j^n) w_j^opt with λ_j = 1 - lr s_j L. At depth L = 1 this is
-    exact. A deeper network follows it to first order in the rate over a fixed number of steps,
-    and for all time in the limit of a large gain, where its layers hardly move.
-
-    Start and optimum (of least squares) are on the axes of `principal_axes`, which gives the
-    spectrum. A gain, the scale of each layer, speeds up training by gain^(2L - 2).
+    w_j(n) = λ_j^n w_j(0) + (1 - λ_j^n) w_j^opt with λ_j = 1 - lr s_j L gain^(2L - 2), where the
+    gain is the scale of each layer. At depth L = 1 this is exact. A deeper network follows it to
+    first order in the rate over a fixed number of steps, and for all time in the limit of a large
+    gain. Start and optimum (of least squares) are on the axes of `principal_axes`.
 
     >>> one = np.ones(1)
     >>> separator_path(0 * one, one, one, lr=0.25, steps=2, depth=2)[:, 0].tolist()
@@ -124,15 +119,10 @@ def compare_paths(
 ) -> tuple[Path, Path]:
     """The separator's path by gradient descent on a real network, and by `separator_path`.
 
-    The layers start as isometries times the gain, which wide random layers come close to: so the
-    closed form holds at the start exactly. Hidden layers have 2 * features + 2 units.
-
-    `start` is w(0), inputs are data on their principal axes. The product of the layers starts to
-    learn at the rate `speed`, lr L gain^(2L - 2), where L is the depth and the gain the scale of
-    each layer; gain^L must exceed the length of w(0). Each step is on all of the data.
-
-    Raises:
-        InputError: If no such layers exist.
+    The layers start as isometries times the gain, which wide random layers come close to, so that
+    the closed form holds at the start exactly. `start` is w(0), inputs are data on their principal
+    axes, and `speed` is lr L gain^(2L - 2). An `InputError` where gain^L, which bounds the product
+    of such layers, does not exceed the length of w(0).
 
     >>> paths = compare_paths(np.ones(1), np.ones((1, 1)), -np.ones(1), speed=0.5, steps=2)
     >>> [path[:, 0].tolist() for path in paths]
@@ -147,10 +137,9 @@ def compare_paths(
 
 
 def forget_time(path: Path, inputs: Inputs, labels: Labels) -> Int[np.ndarray, " samples"]:
-    """The first step after which w(n) y x <= 0, for points that are right at the start.
+    """The first step after which w(n) y x <= 0 (AAAI, Claim 1).
 
-    It is -1 for points that are wrong at the start, and for those that never are. Every forgotten
-    point, right at the start and wrong at the end, has one (AAAI, Claim 1).
+    It is -1 for points that are wrong at the start, and for those that never are.
 
     >>> path = np.array([[2.0], [1.0], [-1.0]])
     >>> forget_time(path, np.array([[1.0], [-1.0]]), np.array([1.0, 1.0])).tolist()
@@ -194,10 +183,9 @@ def truncated_predictions(
     """Predictions of the least-squares classifier truncated to its leading components.
 
     Row k is the prediction of W(k), the optimum W^opt on the first k principal components of the
-    centred training data with a bias; row 0 knows the bias alone, the last row is W^opt. With
-    `correct = predictions == labels`, `scores.forgotten_after(correct, k)` is the paper's S(k).
-
-    Components whose mean square is below 1e-6 of the first one's are left out.
+    centred training data with a bias. With `correct = predictions == labels`,
+    `scores.forgotten_after(correct, k)` is the paper's S(k). Components whose mean square is below
+    1e-6 of the first one's are left out.
 
     >>> x = np.array([[-2.0, 0.1], [2.0, -0.1], [2.0, 0.1]])
     >>> truncated_predictions(x, np.array([0, 1, 1]), x, 2).tolist()
@@ -239,18 +227,13 @@ def agreement(
     least: int = 10,
     rounds: int = 1000,
 ) -> Agreement:
-    """Compare S(k) with M(n) for every epoch after which the network forgets enough samples.
+    """Compare S(k), what a linear model forgets, with M(n) of a network (AAAI, section 4).
 
-    The permutation test exchanges samples within their group alone, in all rows alike. With the
-    true classes as groups, sets that agree only because some classes are forgotten more than
-    others agree as much after the exchange as before.
-
-    Args:
-        shallow: Which samples a linear model has right, truncated to its first components.
-        deep: Which samples the network has right after each epoch.
-        groups: Samples are exchanged within these; the true classes, say.
-        least: Leave out epochs n with fewer samples than this in M(n), but never the first.
-        rounds: Number of exchanges.
+    Both are given by which samples are right, after components and after epochs. Epochs n with
+    fewer than `least` samples in M(n) are left out, but never the first. The permutation test
+    exchanges samples within their group alone, in all rows alike: with the true classes as groups,
+    sets that agree only because some classes are forgotten more than others agree as much after
+    the exchange as before.
 
     >>> right = np.array([[False, True], [True, False], [False, False]])
     >>> result = agreement(right, right, np.array([0, 1]), least=1, rounds=3)
@@ -276,9 +259,8 @@ def p_value(observed: float, chance: Float[np.ndarray, " rounds"]) -> float:
     >>> p_value(3.0, np.array([1.0, 2.0, 3.0]))
     0.5
     """
-    if np.isnan(observed):
-        return float("nan")
-    return float((1 + (chance >= observed).sum()) / (1 + len(chance)))
+    p = (1 + (chance >= observed).sum()) / (1 + len(chance))
+    return float("nan") if np.isnan(observed) else float(p)
 
 
 def _forgotten_sets(correct: Sets) -> Bool[np.ndarray, "rows-1 samples"]:
