@@ -139,9 +139,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     def on_device(part: Images) -> Tensor | ImageFiles:
-        if isinstance(part, ImageFiles):
-            return part.load().to(device) if part.fits() else part
-        return tensor(part)
+        return part.on(device) if isinstance(part, ImageFiles) else tensor(part)
 
     return DataSet(
         images=on_device(images),

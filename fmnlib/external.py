@@ -4,7 +4,6 @@ import dataclasses
 import filecmp
 import functools
 import json
-import os
 import runpy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,13 +19,7 @@ from tqdm.auto import tqdm
 
 from fmnlib import models, training
 from fmnlib.checkpoint import checkpoint_path, load_tensors
-from fmnlib.config import (
-    REFINED_SHARE,
-    CheckpointFiles,
-    InputError,
-    RunConfig,
-    StudentConfig,
-)
+from fmnlib.config import REFINED_SHARE, CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import write_whole
@@ -64,26 +57,24 @@ def fuse_files(
 
     The checkpoints and predictions may be those of a `Tracker`'s folder. The search is given the
     validation half, that the split draws. The report has test accuracies, gains with intervals,
-    picks and files written, by name.
-
-    Raises:
-        InputError: If a file or folder is missing or does not fit, or would be overwritten.
+    picks and files written, by name. An `InputError` if a file or folder is missing, does not fit,
+    or would be overwritten.
     """
-    mixture_file = _check(files, tracked)
+    mixture_file = _check_outputs(files)
     at = _open(files, search, split, tracked)
-    record, data, train, make, device = at.record, at.data, at.train, at.make, at.device
+    data, train, make, device = at.data, at.train, at.make, at.device
     normalized = has_batchnorm(at.network)
     if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
     where: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
-        record = record or _record(at, files, Path(folder))
+        record = at.record or _record(at, files, Path(folder))
         if files.save_record is not None:
             record.save(files.save_record)
         val, test = record.split(split)
         assert val.index is not None
         fusion, seen = search(val), data and _take(data, val.index)
-        _check_there(members := weighted(at.paths, fusion))
+        members = _members(at.paths, fusion)
 
         def averaged(members: Members) -> nn.Module:
             batches = _inputs(train or seen, device) if normalized else ()
@@ -96,21 +87,21 @@ def fuse_files(
             options: Any = {"epochs": files.epochs, "lr": files.lr} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
-        names, images = checkpoint_names(at.paths), None if data is None else data.images
+        names = checkpoint_names(at.paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
-        if images is not None:
-            mixture |= {"classes": images.classes, "preprocessing": str(at.preprocessing)}
+        report: dict[str, Any] = {"checkpoints": len(names), "first": names[0], "final": names[-1]}
+        if data is not None and data.images is not None:
+            mixture |= {"classes": data.classes, "preprocessing": str(at.preprocessing)}
+            samples = f"{len(record.labels)} of {len(data.classes)} classes"
+            report["images"] = f"{samples}; {at.preprocessing}"
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
-        networks: dict[str, nn.Module] = {files.network: written}
-        best = weighted(at.paths, best_epochs(val))
-        if data is not None and all(path.exists() for path, _ in best):
-            networks[f"averaged, {len(best)} best"] = averaged(best)
-        right = {} if data is None else _right(networks, data, test, device)
-    report: dict[str, Any] = {"checkpoints": len(at.paths), "first": names[0], "final": names[-1]}
-    if images is not None:
-        report["images"] = (
-            f"{len(record.labels)} of {len(images.classes)} classes; {at.preprocessing}"
-        )
+        right = {}
+        if data is not None:
+            networks, best = {files.network: written}, weighted(at.paths, best_epochs(val))
+            if all(path.exists() for path, _ in best):
+                networks[f"averaged, {len(best)} best"] = averaged(best)
+            for name, network in networks.items():
+                right[name] = _predict(network, data, device).argmax(1)[test.index] == test.labels
     report |= gain_rows(gains(val, test, fusion, right)) | picks(fusion, names)
     report["networks"] = fusion.networks
     if data is None:
@@ -123,22 +114,16 @@ def mixture_on_training(
 ) -> tuple[np.ndarray, Labelled, Fusion]:
     """Mix checkpoints as validation samples choose, and run the mixture on the training samples.
 
-    Returns:
-        Its probabilities `[samples, classes]`, the training samples, and the mixture.
-
-    Raises:
-        InputError: As in `fuse_files`.
+    Gives its probabilities `[samples, classes]`, the training samples, and the mixture; arguments
+    and errors are as in `fuse_files`.
     """
-    _check_sources(files, tracked)
-    if files.train is None:
-        raise InputError("--train is missing; give the training samples, whose labels are ranked")
     at = _open(files, search, split, tracked)
-    assert at.train is not None
+    if at.train is None:
+        raise InputError("--train is missing; give the training samples, whose labels are ranked")
     with tempfile.TemporaryDirectory() as folder:
         record = at.record or _record(at, files, Path(folder))
         fusion = search(record.split(split)[0])
-    _check_there(members := weighted(at.paths, fusion))
-    networks = ((_loaded(at.make, path, files.weights), weight) for path, weight in members)
+    networks = ((_loaded(at.make, p, files.weights), w) for p, w in _members(at.paths, fusion))
     mixed = [weight * _predict(network, at.train, at.device) for network, weight in networks]
     return np.stack(mixed).sum(axis=0), at.train, fusion
 
@@ -146,8 +131,7 @@ def mixture_on_training(
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
     """A folder of images, or the batches that a function FILE.py:FUNCTION returns.
 
-    Raises:
-        InputError: If it is neither, or the batches hold no labels or are read once.
+    An `InputError` if it is neither, or the batches hold no labels or are read once.
     """
     if ".py:" in str(source):
         batches = _function(str(source), "data")()
@@ -168,13 +152,20 @@ def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
     FILE.py:FUNCTION, a function of yours that takes no argument; it is run.
     """
     channels, side = len(preprocessing.mean), preprocessing.size
-    if name.startswith("timm:"):
-        return lambda: _from_timm(name.removeprefix("timm:"), classes, channels)
-    if ".py" not in name:
-        return lambda: _ours(name, classes, channels, side)
-    make = _function(name, "model")
-    if not isinstance(network := make(), nn.Module):
-        raise InputError(f"{name} returned a {type(network).__name__}; return the network")
+    if ".py" in name and not name.startswith("timm:"):
+        own = _function(name, "model")
+        if not isinstance(network := own(), nn.Module):
+            raise InputError(f"{name} returned a {type(network).__name__}; return the network")
+        return own
+
+    def make() -> nn.Module:
+        if name.startswith("timm:"):
+            return _from_timm(name.removeprefix("timm:"), classes, channels)
+        try:
+            return models.build(name, classes=classes, channels=channels, side=side)
+        except InputError as error:
+            raise InputError(f"{error}; or give timm:NAME or FILE.py:FUNCTION") from error
+
     return make
 
 
@@ -182,36 +173,33 @@ def record_checkpoints(
     model: nn.Module,
     paths: Sequence[Path],
     data: Labelled,
+    folder: Path,
     *,
     device: torch.device,
-    folder: Path | None = None,
     kind: Kind = "model",
 ) -> RunRecord:
     """The record of checkpoints on labelled data; an "epoch" is a checkpoint.
 
     The files are in the order of training; the model takes the weights of one after the other.
-    With a folder, probabilities are kept in a file there, mapped, instead of in memory.
+    Probabilities are kept in a file in the folder, mapped, and not in memory.
     """
-    model.to(device)
     predicted: list[np.ndarray] = []
     for path in tqdm(paths, "predicting", unit="checkpoint"):
         rows = _predict(fit(model, read_state(path, kind), str(path)), data, device, str(path))
         if not predicted:
             shape = (len(paths), *rows.shape)
-            file = None if folder is None else folder / "probs.npy"
-            probs = open_memmap(file, "w+", np.float16, shape) if file else np.empty(shape, "f2")
+            probs = open_memmap(folder / "probs.npy", "w+", np.float16, shape)
         probs[len(predicted)] = rows
         predicted.append(rows.argmax(1).astype(np.int32))  # before float16 makes ties
-    images = data.images
+    named = {"classes": data.classes} if data.classes else {}
     return RunRecord(
         labels=data.labels,
         predicted=np.array(predicted),
         kept=np.arange(len(paths)),
         probs=probs,
         classes=probs.shape[2],
-        provenance={"checkpoints": checkpoint_names(paths)}
-        | ({"classes": data.classes} if data.classes else {}),
-        ids=None if images is None else np.array([os.fsdecode(f) for f in images.files.tolist()]),
+        provenance={"checkpoints": checkpoint_names(paths)} | named,
+        ids=None if data.images is None else np.array(data.images.names),
     )
 
 
@@ -230,8 +218,7 @@ def average_checkpoints(
 ) -> nn.Module:
     """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
 
-    BatchNorm's statistics, if there are any, are estimated again on the batches: inputs as the
-    network takes them.
+    BatchNorm's statistics are estimated again on the batches, inputs as the network takes them.
     """
     states = ((_loaded(make, path, kind).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
@@ -253,8 +240,6 @@ def distill_checkpoints(
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
     with refined labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
     mixture predicts them once; other inputs it predicts in every pass, since they may be shuffled.
-    After each epoch the images of `val` are predicted, or where there are none, those of the
-    training.
     """
     teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
@@ -319,16 +304,21 @@ class _Opened:
 
 
 def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | None) -> _Opened:
+    if not files.model or (files.data is None and tracked is None):
+        needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
+        raise InputError(f"{needed}, or FILE.py:FUNCTION")
+    if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
+        problem = f"data and train are both {files.data}"
+        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
     fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
     preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
-    if split < 0:
-        raise InputError(f"the split's seed is {split}; give 0 or more")
     if tracked is None:
         record, paths = None, find_checkpoints(files.checkpoints)
     else:
         record = load_tracked(tracked)
         paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
-    search(RunRecord.from_arrays(np.full((len(paths), 1, 2), 0.5), [0]))  # may refuse its options
+    trial = RunRecord.from_arrays(np.full((len(paths), 2, 2), 0.5), [0, 0])
+    search(trial.split(split)[0])  # the seed or an option of the search may be refused
     data, train = (
         None if source is None else open_labelled(source, preprocessing)
         for source in (files.data, files.train)
@@ -346,9 +336,11 @@ def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | No
 def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
     """The checkpoints' predictions of the validation samples, held in a folder."""
     assert at.data is not None
-    where: Any = {"device": at.device, "kind": files.weights, "folder": folder}
-    record = record_checkpoints(at.network, at.paths, at.data, **where)
-    _refuse_chance(record)
+    where: Any = {"device": at.device, "kind": files.weights}
+    record = record_checkpoints(at.network, at.paths, at.data, folder, **where)
+    if at_chance(record.predicted, record.labels):
+        problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
+        raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
     best = read_state(at.paths[int(record.accuracy.argmax())], files.weights)
     _refuse_foreign_batchnorm(fit(at.network, best), at.data, record, at.device)
     return record
@@ -357,12 +349,11 @@ def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
 def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
     """Training images, and validation images that are predicted after each epoch."""
     labels, val_labels = (torch.from_numpy(part.labels).to(device) for part in (train, val))
-    images, val_images = (part.load().to(device) if part.fits() else part for part in (train, val))
     return DataSet(
-        images=images,
+        images=train.on(device),
         labels=labels,
         flipped=torch.zeros_like(labels, dtype=torch.bool),
-        eval_images=val_images,
+        eval_images=val.on(device),
         eval_labels=val_labels,
         classes=len(train.classes),
         mean=torch.tensor(train.preprocessing.mean, device=device),
@@ -399,14 +390,6 @@ def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
 def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
     """Some of the images; None of the batches of a function, which are read whole."""
     return None if data.images is None else _of_images(data.images.take(index))
-
-
-def _right(
-    networks: Mapping[str, nn.Module], data: Labelled, test: RunRecord, device: torch.device
-) -> dict[str, np.ndarray]:
-    """Which test samples each network gets right."""
-    found = {name: _predict(network, data, device).argmax(1) for name, network in networks.items()}
-    return {name: predicted[test.index] == test.labels for name, predicted in found.items()}
 
 
 def _predict(
@@ -454,13 +437,6 @@ def _function(name: str, what: str) -> Callable[[], Any]:
     return call
 
 
-def _ours(name: str, classes: int, channels: int, side: int) -> nn.Module:
-    try:
-        return models.build(name, classes=classes, channels=channels, side=side)
-    except InputError as error:
-        raise InputError(f"{error}; or give timm:NAME or FILE.py:FUNCTION") from error
-
-
 def _from_timm(name: str, classes: int, channels: int) -> nn.Module:
     try:
         import timm
@@ -482,35 +458,27 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
         roots = f"{data.images.root} and {train.images.root}"
         raise InputError(f"the classes in {roots} differ; make them equal")
     sizes: dict[int, list[Path]] = {}
-    for file in _paths(train.images):
+    for name in train.images.names:
+        file = train.images.root / name
         sizes.setdefault(file.stat().st_size, []).append(file)
-    few = _paths(data.images)[:: 1 + len(data.labels) // 100]
+    few = [data.images.root / name for name in data.images.names[:: 1 + len(data.labels) // 100]]
     same = [
-        file
-        for file in few
-        if any(filecmp.cmp(file, other, False) for other in sizes.get(file.stat().st_size, []))
+        f.name
+        for f in few
+        if any(filecmp.cmp(f, g, False) for g in sizes.get(f.stat().st_size, []))
     ]
     if len(same) > len(few) // 20:  # a few pictures may be equal by chance
-        problem = f"{len(same)} of {len(few)} images of data, such as {same[0].name}, are in train"
-        raise InputError(
-            f"{problem} too; a student that is taught on the test half proves nothing"
-        )
+        problem = f"{len(same)} of {len(few)} images of data, such as {same[0]}, are in train too"
+        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
 
 
-def _paths(images: ImageFiles) -> list[Path]:
-    return [images.root / os.fsdecode(name) for name in images.files.tolist()]
-
-
-def _check_there(members: Members) -> None:
+def _members(paths: Sequence[Path], fusion: Fusion) -> Members:
+    """The members of a fusion, whose files are all there."""
+    members = weighted(paths, fusion)
     if missing := [path.name for path, _ in members if not path.exists()]:
         problem = f"the mixture needs {', '.join(missing[:3])}, of {len(missing)} that are missing"
         raise InputError(f"{problem}; note the model with every epoch, and keep its checkpoints")
-
-
-def _refuse_chance(record: RunRecord) -> None:
-    if at_chance(record.predicted, record.labels):
-        problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
-        raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
+    return members
 
 
 def _refuse_foreign_batchnorm(
@@ -536,18 +504,8 @@ def _refuse_foreign_batchnorm(
         raise InputError(f"{problem}; {remedy}, or if they are, --data FILE.py:FUNCTION")
 
 
-def _check_sources(files: CheckpointFiles, tracked: Path | None) -> None:
-    if not files.model or (files.data is None and tracked is None):
-        needed = "--checkpoints needs --model NAME and --data FOLDER of validation images"
-        raise InputError(f"{needed}, or FILE.py:FUNCTION")
-    if files.train is not None and files.data and files.train.resolve() == files.data.resolve():
-        problem = f"data and train are both {files.data}"
-        raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
-
-
-def _check(files: CheckpointFiles, tracked: Path | None) -> Path:
-    """Refuse what cannot end well before the long work begins; the path of the second output."""
-    _check_sources(files, tracked)
+def _check_outputs(files: CheckpointFiles) -> Path:
+    """Refuse outputs that cannot be written before the long work; the path of the second one."""
     if files.network == "distilled" and files.train is None:
         needed = "--network distilled needs --train"
         raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")

@@ -111,6 +111,10 @@ class ImageFiles:
         """Whether the images are to be held in memory: at most `IN_MEMORY` bytes."""
         return int(np.prod(self.shape)) <= IN_MEMORY
 
+    def on(self, device: torch.device | str) -> "Tensor | ImageFiles":
+        """The images on a device; where they do not fit in memory, their files."""
+        return self.load().to(device) if self.fits() else self
+
     def load(self) -> Tensor:
         """All images, uint8 `[samples, channels, size, size]`."""
         if len(self) <= FEW and self.workers is None:  # processes take longer to start

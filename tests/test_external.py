@@ -477,7 +477,7 @@ def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path
     nn.init.constant_(net[1].bias, np.nan)
     torch.save(net.state_dict(), tmp_path / "e7.pt")
     with pytest.raises(InputError, match=r"e7\.pt predicts NaN: its training diverged"):
-        record_checkpoints(net, [tmp_path / "e7.pt"], val, device=CPU)
+        record_checkpoints(net, [tmp_path / "e7.pt"], val, tmp_path, device=CPU)
     shutil.copytree(elsewhere / "val", tmp_path / "val")
     image = sorted((tmp_path / "val").glob("*/*"))[-1]
     image.write_bytes(image.read_bytes()[:40])
