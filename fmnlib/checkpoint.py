@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from fmnlib.config import InputError, RunConfig
 from fmnlib.files import Transaction, write_whole
 from fmnlib.models import State
 from fmnlib.parallel import SINGLE_PROCESS, World
-from fmnlib.record import RunRecord
 from fmnlib.step import Parts
 
 
@@ -211,11 +210,3 @@ def check_labels(folder: Path, labels: np.ndarray) -> None:
     elif file.read_text() != digest:
         problem = f"{folder} was trained on other labels than its settings give now"
         raise InputError(f"{problem}; move it away to train anew, or bring the old labels back")
-
-
-def load_or_create(config: RunConfig, folder: Path, make: Callable[[], RunRecord]) -> RunRecord:
-    """The record in a folder; made, where it is not there yet, by one process."""
-    with run_lock(config, folder):
-        if not (folder / "record.npz").exists():
-            make().save(folder / "record.npz")
-        return RunRecord.load(folder)

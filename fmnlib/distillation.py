@@ -4,9 +4,9 @@ By distillation ("Distilled KF"), or by averaging the weights themselves ("Avera
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmnlib.checkpoint import checkpoint_path, load_or_create, load_tensors, save_tensors
+from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import InputError, RunConfig, StudentConfig
 from fmnlib.data import Batch, DataSet, load, sample_crop_flip
 from fmnlib.fusion import Fusion
 from fmnlib.models import autocast, load_average, mix_probs
 from fmnlib.parallel import join
 from fmnlib.record import RunRecord
-from fmnlib.recorder import provenance
+from fmnlib.recorder import load_or_create
 from fmnlib.step import Criterion
 from fmnlib.training import build_model, pick_device, predict, train
 
@@ -179,9 +179,8 @@ def average(
     BatchNorm's statistics are estimated again on the training images. The record has one epoch.
     """
     _check_sum(members)
-    return load_or_create(
-        config, folder, lambda: _average(config, members, folder, pick_device(device))
-    )
+    make = functools.partial(_average, config, members, folder)
+    return load_or_create(config, folder, pick_device(device), make)
 
 
 def load_network(member: Member, data: DataSet) -> nn.Module:
@@ -192,22 +191,17 @@ def load_network(member: Member, data: DataSet) -> nn.Module:
 
 
 def _average(
-    config: RunConfig, members: Sequence[Member], folder: Path, device: torch.device
+    config: RunConfig, members: Sequence[Member], folder: Path, data: DataSet
 ) -> RunRecord:
-    started = time.perf_counter()
-    data = load(config, device)
     states = ((load_network(m, data).state_dict(), m.weight) for m in members)
     order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
-    batches = data.batches(order.to(device).split(500), "none", 0)
+    batches = data.batches(order.to(data.device).split(500), "none", 0)
     images = (batch.images for batch in batches)  # folders lie in order of class
     model = load_average(build_model(config, data), states, images)
     save_tensors(checkpoint_path(folder, 0), model.state_dict())
     logits = predict(model, data, data.eval_images, config.precision)
-    record = RunRecord.from_arrays(
-        logits.softmax(1)[None].cpu().numpy(), data.eval_labels.cpu().numpy()
-    )
-    about = provenance(device, time.perf_counter() - started)
-    return dataclasses.replace(record, config=config, provenance=about)
+    probs = logits.softmax(1)[None].cpu().numpy()
+    return RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
 
 
 def _weights(member: Member) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 import subprocess
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
-from fmnlib.data import DataSet
+from fmnlib.data import DataSet, load
 from fmnlib.files import Transaction, new_part
 from fmnlib.models import number_format
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums
@@ -219,6 +220,20 @@ class Background:
                 self.wait()
         finally:
             self._pool.shutdown()  # an epoch that is being written is written to its end
+
+
+def load_or_create(
+    config: RunConfig, folder: Path, device: torch.device, make: Callable[[DataSet], RunRecord]
+) -> RunRecord:
+    """The record in a folder; made from the run's data, where it is not there yet."""
+    with checkpoint.run_lock(config, folder):
+        if not (folder / "record.npz").exists():
+            started = time.perf_counter()
+            record = make(load(config, device))
+            source = provenance(device, time.perf_counter() - started)
+            record = dataclasses.replace(record, config=config, provenance=source)
+            record.save(folder / "record.npz")
+        return RunRecord.load(folder)
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:

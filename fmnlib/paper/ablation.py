@@ -4,7 +4,7 @@ A way of choosing is a function from the validation half of a run to weights ove
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,13 @@ def scored(
     training besides the run's own.
     """
     results = []
-    for record in records:
-        cost = extra_seconds + float(record.provenance["seconds"])
-        for split in _splits(record, splits):
-            val, test = record.split(split)
-            for method, choose in ways.items():
-                fusion = choose(val)
-                about: dict[str, Any] = {"networks": fusion.networks, "seconds": cost}
-                about |= {"item": item, "method": method, "split": split}
-                results.append(score(fuse(test, fusion), test, **about))
+    for record, split, val, test in _splits(records, splits):
+        about: dict[str, Any] = {"item": item, "split": split}
+        about["seconds"] = extra_seconds + float(record.provenance["seconds"])
+        for method, choose in ways.items():
+            fusion = choose(val)
+            about |= {"method": method, "networks": fusion.networks}
+            results.append(score(fuse(test, fusion), test, **about))
     return results
 
 
@@ -66,8 +64,7 @@ def always(fusion: Fusion) -> Choice:
 def spaced(val: RunRecord, count: int) -> RunRecord:
     """The record with some equally spaced epochs alone, those of `fmnlib.fusion.fixed_jumps`.
 
-    >>> record = RunRecord.from_arrays(np.full((6, 1, 2), 0.5), [0])
-    >>> spaced(record, 3).kept.tolist()
+    >>> spaced(RunRecord.from_arrays(np.full((6, 1, 2), 0.5), [0]), 3).kept.tolist()
     [1, 3, 5]
     """
     return val.keep(np.flatnonzero(fixed_jumps(val, count).weights))
@@ -78,8 +75,7 @@ def early(val: RunRecord, count: int) -> RunRecord:
 
     First and last are among them; numbers that the rounding would repeat move on by one.
 
-    >>> record = RunRecord.from_arrays(np.full((16, 1, 2), 0.5), [0])
-    >>> early(record, 5).kept.tolist()
+    >>> early(RunRecord.from_arrays(np.full((16, 1, 2), 0.5), [0]), 5).kept.tolist()
     [0, 1, 3, 7, 15]
     """
     _check_count(count, len(val.kept))
@@ -90,8 +86,7 @@ def early(val: RunRecord, count: int) -> RunRecord:
 def fewer(val: RunRecord, count: int) -> RunRecord:
     """Some samples of a validation half, drawn at random.
 
-    >>> record = RunRecord.from_arrays(np.full((2, 9, 2), 0.5), [0] * 9)
-    >>> len(fewer(record, 4).labels)
+    >>> len(fewer(RunRecord.from_arrays(np.full((2, 9, 2), 0.5), [0] * 9), 4).labels)
     4
     """
     refuse_test(val)
@@ -132,16 +127,18 @@ def class_accuracy(
 ) -> Float64[np.ndarray, " classes"]:
     """Test accuracy of each class, mean over runs and splits."""
     rows = []
-    for record in records:
-        for split in _splits(record, splits):
-            val, test = record.split(split)
-            right = fuse(test, choose(val)).argmax(axis=1) == test.labels
-            rows.append(by_class(right[None], test.labels, test.classes)[:, 0])
+    for _, _, val, test in _splits(records, splits):
+        right = fuse(test, choose(val)).argmax(axis=1) == test.labels
+        rows.append(by_class(right[None], test.labels, test.classes)[:, 0])
     return np.mean(rows, axis=0)
 
 
-def _splits(record: RunRecord, splits: Sequence[int]) -> Sequence[int]:
-    return splits or [record.config.seed if record.config else 0]
+def _splits(
+    records: Sequence[RunRecord], splits: Sequence[int]
+) -> Iterator[tuple[RunRecord, int, RunRecord, RunRecord]]:
+    for record in records:
+        for split in splits or [record.config.seed if record.config else 0]:
+            yield record, split, *record.split(split)
 
 
 def _check_count(count: int, most: int) -> None:

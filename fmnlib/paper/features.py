@@ -4,7 +4,6 @@ Linear models on the inputs of the last layer, test-time augmentation, transfer 
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fmnlib import runs
-from fmnlib.checkpoint import load_or_create
 from fmnlib.config import RunConfig
-from fmnlib.data import DataSet, load
+from fmnlib.data import DataSet
 from fmnlib.distillation import Member, load_network, members_of, student_config
 from fmnlib.fusion import Fusion
 from fmnlib.images import ImageFiles
 from fmnlib.paper.theory import truncated_predictions
 from fmnlib.record import RunRecord
-from fmnlib.recorder import provenance
+from fmnlib.recorder import load_or_create
 from fmnlib.runs import Job
 from fmnlib.training import pick_device, predict
 
@@ -55,25 +53,19 @@ def _predict_truncated(
 ) -> RunRecord:
     """Record the predictions of the truncated linear models on one network's features."""
 
-    def fit() -> RunRecord:
-        started = time.perf_counter()
-        place = pick_device(device)
-        data = load(config, place)
-        net = load_network(members[0], data)
+    def fit(data: DataSet) -> RunRecord:
+        net, labels = load_network(members[0], data), data.labels.cpu().numpy()
         inputs = _last_layer_inputs(net, data, data.images, config.precision)
         evaluated = _last_layer_inputs(net, data, data.eval_images, config.precision)
-        labels = data.labels.cpu().numpy()
         return RunRecord(
             labels=data.eval_labels.cpu().numpy(),
             predicted=truncated_predictions(inputs, labels, evaluated, data.classes),
             kept=np.arange(0),
             probs=None,
             classes=data.classes,
-            config=config,
-            provenance=provenance(place, time.perf_counter() - started),
         )
 
-    return load_or_create(config, folder, fit)
+    return load_or_create(config, folder, pick_device(device), fit)
 
 
 def _half_shifts(images: Tensor) -> list[Tensor]:
@@ -95,22 +87,17 @@ def _predict_views(
 ) -> RunRecord:
     """Record the mean prediction of an ensemble over several views; the record has one epoch."""
 
-    def average() -> RunRecord:
-        started = time.perf_counter()
-        place = pick_device(device)
-        data = load(config, place)
-        images = data.eval_images
+    def average(data: DataSet) -> RunRecord:
+        place, images = data.device, data.eval_images
         views = _half_shifts(images if isinstance(images, Tensor) else images.load().to(place))
         probs = torch.zeros(len(data.eval_labels), data.classes, device=place)
         for member in members:
             net = load_network(member, data)
             each = [predict(net, data, view, config.precision).softmax(1) for view in views]
             probs += member.weight * torch.stack(each).mean(0)
-        record = RunRecord.from_arrays(probs[None].cpu().numpy(), data.eval_labels.cpu().numpy())
-        source = provenance(place, time.perf_counter() - started)
-        return dataclasses.replace(record, config=config, provenance=source)
+        return RunRecord.from_arrays(probs[None].cpu().numpy(), data.eval_labels.cpu().numpy())
 
-    return load_or_create(config, folder, average)
+    return load_or_create(config, folder, pick_device(device), average)
 
 
 def viewed(config: RunConfig, name: str, fusion: Fusion) -> Job:
@@ -120,11 +107,9 @@ def viewed(config: RunConfig, name: str, fusion: Fusion) -> Job:
 
 
 def truncated(config: RunConfig) -> Job:
-    """The job of truncated linear models on the features of a run's final network.
+    """The job of `truncated_predictions`, an "epoch" each, on features of a run's final network.
 
-    Its record has an "epoch" for each component: row k is W(k) of
-    `fmnlib.paper.theory.truncated_predictions`, fitted to the labels that the network was trained
-    on, noise included.
+    They are fitted to the labels that the network was trained on, noise included.
     """
     final = _final(config)
     return Job(student_config(config, "truncated", [final]), (final,), _predict_truncated)
