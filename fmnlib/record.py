@@ -69,10 +69,9 @@ class Columns:
 class RunRecord:
     """The predictions of one training run: the object that every score and method reads.
 
-    Raises:
-        InputError: If the fields contradict each other, or probabilities are not finite, are
-            negative, not of sum 1 or not those of the predictions; of more than four million
-            only those of evenly spaced samples are looked at.
+    An `InputError` if the fields contradict each other, or probabilities are not finite, are
+    negative, not of sum 1 or not those of the predictions; of more than four million only those of
+    evenly spaced samples are looked at.
     """
 
     labels: Int[np.ndarray, " samples"]  #: True class of each evaluation sample
@@ -83,8 +82,7 @@ class RunRecord:
     classes: int  #: Number of classes
     #: Named numbers per epoch, such as train_loss
     curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
-    #: Training losses per epoch, of points with [clean, flipped] labels, in the bins of
-    #: `LOSS_EDGES`
+    #: Training losses, of points with [clean, flipped] labels, in the bins of `LOSS_EDGES`
     loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
     config: RunConfig | None = None  #: How the run was trained; None for arrays from elsewhere
     #: Versions, commit, device, seconds
@@ -93,11 +91,10 @@ class RunRecord:
     half: Literal["all", "val", "test"] = "all"
     #: Which samples of the whole record a half holds; None for the whole record
     index: Int[np.ndarray, " samples"] | None = None
-    #: Integers or texts that tell samples apart, such as file names within the data's folder,
-    #: `class/name.jpg`; with them a split is the same in any order of samples
+    #: Integers or texts that tell samples apart, such as file names within the data's folder;
+    #: with them a split is the same in any order of samples
     ids: np.ndarray | None = None
-    #: Integers or texts, equal for samples that belong together, such as those of one patient; a
-    #: group is never divided
+    #: Integers or texts, equal for samples of one patient, say; a group is never divided
     groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -145,11 +142,7 @@ class RunRecord:
         """Make a record from the outputs of any framework.
 
         They are class probabilities `[epochs, samples, classes]` and true classes `[samples]`,
-        from 0 to classes - 1; ids and groups are as in the record.
-
-        Raises:
-            InputError: If shapes disagree, a label is outside the classes, or a row of
-                probabilities is not finite, is negative or does not sum to 1.
+        from 0 to classes - 1; ids, groups and errors are as in the record.
 
         >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
         >>> record.correct.tolist()
@@ -188,11 +181,16 @@ class RunRecord:
 
     def take(self, index: Int[np.ndarray, " chosen"], half: Literal["val", "test"]) -> "RunRecord":
         """The record of some of the samples."""
+        probs = self.probs
+        if isinstance(probs, np.memmap) and probs.nbytes > _COPIED:
+            probs = Columns(probs, index)
+        elif probs is not None:
+            probs = probs[:, index]
         return dataclasses.replace(
             self,
             labels=self.labels[index],
             predicted=self.predicted[:, index],
-            probs=None if self.probs is None else _columns(self.probs, index),
+            probs=probs,
             half=half,
             index=index if self.index is None else self.index[index],
             ids=None if self.ids is None else self.ids[index],
@@ -203,10 +201,8 @@ class RunRecord:
         """Draw a validation half, to select on, and a test half, to report on (papers, sec. 5).
 
         With ids or groups a hash of seed and name decides, whatever the order of the samples. A
-        class of few samples may be in one half alone.
-
-        Raises:
-            InputError: If this is already a half, or has fewer than two samples or groups.
+        class of few samples may be in one half alone. An `InputError` if this is already a half,
+        or has fewer than two samples or groups.
         """
         if seed < 0:
             raise InputError(f"the split's seed is {seed}; give 0 or more")
@@ -215,9 +211,8 @@ class RunRecord:
         if len(self.labels) < 2:
             raise InputError("one sample has no two halves; record more samples")
         names = self.ids if self.groups is None else self.groups
-        if names is None:
-            val, test = halves(len(self.labels), seed)
-        else:
+        val, test = halves(len(self.labels), seed)
+        if names is not None:
             part = _deal(names, 2, str(seed))
             test, val = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
         return self.take(val, "val"), self.take(test, "test")
@@ -233,14 +228,13 @@ class RunRecord:
 
     def final(self) -> "RunRecord":
         """The record of the last epoch alone."""
-        last = slice(self.epochs - 1, None)
         hist = self.loss_histogram
         return dataclasses.replace(
             self.keep([self.epochs - 1]),
-            predicted=self.predicted[last],
+            predicted=self.predicted[-1:],
             kept=np.arange(1),
-            curves={name: curve[last] for name, curve in self.curves.items()},
-            loss_histogram=None if hist is None else hist[last],
+            curves={name: curve[-1:] for name, curve in self.curves.items()},
+            loss_histogram=None if hist is None else hist[-1:],
         )
 
     def save(self, path: Path, *, light: bool = False, compress: bool = False) -> None:
@@ -253,15 +247,12 @@ class RunRecord:
         about: dict[str, Any] = {"version": __version__, "config": config}
         about |= {"provenance": dict(self.provenance), "classes": self.classes}
         about |= {"half": self.half, "curves": list(self.curves)}
-        arrays: dict[str, np.ndarray] = {
-            "labels": self.labels,
-            "predicted": self.predicted.astype(np.min_scalar_type(self.classes)),
-            "kept": self.kept,
-            "curves": np.array([*self.curves.values()], dtype=np.float32),
-        }
-        names = "loss_histogram", "index", "ids", "groups"
-        optional = {name: getattr(self, name) for name in names}
-        arrays |= {name: array for name, array in optional.items() if array is not None}
+        predicted = self.predicted.astype(np.min_scalar_type(self.classes))
+        arrays = {"labels": self.labels, "predicted": predicted, "kept": self.kept}
+        arrays["curves"] = np.array([*self.curves.values()], dtype=np.float32)
+        for name in ("loss_histogram", "index", "ids", "groups"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         if self.probs is not None and light:
             arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:
@@ -273,8 +264,7 @@ class RunRecord:
     def load(cls, path: Path | str) -> "RunRecord":
         """Read a record from its file, or from a run's folder with its probabilities mapped.
 
-        Raises:
-            InputError: If there is none, or it is truncated, damaged or no record.
+        An `InputError` if there is none, or it is truncated, damaged or no record.
         """
         path = Path(path)
         file = path / "record.npz" if path.is_dir() else path
@@ -335,10 +325,7 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def folds(record: RunRecord, number: int, seed: int) -> Int[np.ndarray, " samples"]:
     """The fold of each sample, 0 to number - 1, for cross-fitting; a group is in one of them.
 
-    With ids or groups they are the same in any order of samples.
-
-    Raises:
-        InputError: If there are fewer groups than folds.
+    With ids or groups, of which there must be as many, they are the same in any order of samples.
 
     >>> record = RunRecord.from_arrays(np.full((1, 4, 2), 0.5), [0, 1, 0, 1], groups=[7, 8, 7, 8])
     >>> folds(record, 2, seed=0).tolist()
@@ -368,11 +355,7 @@ def _deal(names: np.ndarray, parts: int, salt: str) -> Int[np.ndarray, " samples
 
 
 def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a list, an array or a tensor of any framework, on any device.
-
-    Raises:
-        InputError: If it is none of them.
-    """
+    """A numpy array of a list, an array or a tensor of any framework, on any device."""
     try:
         if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
             values = values.detach().cpu()
@@ -387,12 +370,7 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:
-    """Ids or groups as an array, one a sample; None stays None.
-
-    Raises:
-        InputError: If they are neither integers nor texts, are more or fewer than the samples, or
-            are ids and not unique.
-    """
+    """Ids (unique) or groups as an array, an integer or text a sample; None stays None."""
     if values is None:
         return None
     names = as_array(values)
@@ -429,13 +407,6 @@ def _check_probs(probs: np.ndarray, predicted: np.ndarray, kept: np.ndarray) -> 
             raise InputError(f"{problem}; give both of the same epochs, in the same order")
 
 
-def _columns(probs: np.ndarray | Columns, index: np.ndarray) -> np.ndarray | Columns:
-    """Some samples: a copy, or where that would be large and can be read again, a view."""
-    if isinstance(probs, np.memmap) and probs.nbytes > _COPIED:
-        return Columns(probs, index)
-    return probs[:, index]
-
-
 def checksums(probs: np.ndarray | Columns) -> np.ndarray:
     """One checksum for the probabilities of each epoch."""
     rows = (np.ascontiguousarray(probs[row], np.float16) for row in range(len(probs)))
@@ -447,10 +418,11 @@ def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -
 
     Its last member says what it is about, with the CRC of the others.
     """
-    buffer, crc = io.BytesIO(), {}
+    buffer, crc = io.BytesIO(), dict[str, int]()
     with zipfile.ZipFile(buffer, "w") as file:
-
-        def add(name: str, array: np.ndarray) -> None:
+        for name in (*arrays, "about"):
+            last = name == "about"
+            array = np.array(json.dumps(about | {"crc": crc})) if last else arrays[name]
             info = zipfile.ZipInfo(f"{name}.npy")
             info.file_size = array.nbytes + 4096  # for zip64, where it is needed
             stored = name == "probs" and not compress
@@ -458,10 +430,6 @@ def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -
             with file.open(info, "w") as member:
                 np.save(member, array, allow_pickle=False)
             crc[name] = info.CRC
-
-        for name, array in arrays.items():
-            add(name, array)
-        add("about", np.array(json.dumps(about | {"crc": crc})))
     return buffer.getbuffer()
 
 

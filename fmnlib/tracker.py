@@ -36,9 +36,8 @@ class Tracker:
         start: The epoch that is noted next, above 0 for a loop that goes on after a crash.
         overwrite: Note epochs from `start` on anew where the folder holds them already.
         outputs: What `note` is given, "logits" or "probs", for outputs that it would mistake.
-        ids: Integers or texts `[samples]` that tell the samples apart, such as their file names
-            within the data's folder; with them a split is the same in any order of samples.
-        groups: Integers or texts `[samples]`, equal for samples that belong together.
+        ids: As in `RunRecord`, integers or texts `[samples]`.
+        groups: Likewise.
 
     Raises:
         InputError: If the folder holds another loop's epochs, fewer than `start`, or more and
@@ -100,16 +99,14 @@ class Tracker:
 
         Args:
             outputs: Logits or probabilities `[samples, classes]`: an array or a tensor of any
-                framework, or an object with `logits`. Rows that are not all of sum 1 are logits,
-                unless they are percentages, sigmoids or nearly of sum 1, which are refused.
-            model: The torch network in evaluation mode (or its state dictionary), to keep as a
-                checkpoint.
+                framework, or an object with `logits`. Rows that are not all of sum 1 are logits.
+            model: The torch network in evaluation mode, or its state dictionary, for a checkpoint.
             epoch: Its number, so that none is noted twice or left out.
 
         Raises:
-            InputError: If the shape changes, a number is not finite, the outputs are neither
-                logits nor probabilities, the network is in training mode, or it is another epoch's
-                turn. Nothing is written then.
+            InputError: If the shape changes, the outputs are not finite or neither logits nor
+                probabilities (such as sigmoids), the network is in training mode, or it is another
+                epoch's turn. Nothing is written then.
         """
         if epoch is not None and epoch != self.epochs:
             problem = f"epoch {epoch} is noted, but it is the turn of epoch {self.epochs}"
@@ -147,9 +144,8 @@ class Tracker:
             save_tensors(self.folder / "checkpoints" / name, state)
         _append(self.folder / "probs.f16", self.epochs, probs, probs.nbytes)
         if self._head.crc is not None:
-            crc = np.array([zlib.crc32(predicted.data, self._head.crc), zlib.crc32(probs.data)])
-            crc = crc.astype("<u4")
-            _append(self.folder / "checksums.u32", self.epochs, crc, crc.nbytes)
+            crc = [zlib.crc32(predicted.data, self._head.crc), zlib.crc32(probs.data)]
+            _append(self.folder / "checksums.u32", self.epochs, np.array(crc, "<u4"), 8)
         _append(self.folder / "predicted.i32", self.epochs, predicted, predicted.nbytes)
         self.epochs += 1
 
@@ -173,10 +169,8 @@ def load_tracked(folder: Path | str) -> RunRecord:
     """The record of a tracked folder, also of a loop that was killed or still runs.
 
     Labels and predictions are checked against their checksums, and the probabilities too where
-    they take 2 GiB or less; beyond that those of the last epoch alone.
-
-    Raises:
-        InputError: If it is none, is damaged, or holds no epoch.
+    they take 2 GiB or less; beyond that those of the last epoch alone. An `InputError` if the
+    folder is none, is damaged, or holds no epoch.
     """
     folder = Path(folder)
     head = _read_head(folder)
@@ -195,15 +189,9 @@ def load_tracked(folder: Path | str) -> RunRecord:
             if found != expected[epoch, : len(found)].tolist():
                 problem = f"{folder} is damaged: epoch {epoch} or tracked.json is not as written"
                 raise InputError(f"{problem}; track the loop again, in another folder")
-    return RunRecord(
-        labels=head.labels,
-        predicted=predicted.astype(np.int32),
-        kept=np.arange(epochs),
-        probs=probs,
-        classes=head.classes,
-        ids=head.ids,
-        groups=head.groups,
-    )
+    named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
+    predicted = predicted.astype(np.int32)
+    return RunRecord(predicted=predicted, kept=np.arange(epochs), probs=probs, **named)
 
 
 def is_tracked(folder: Path | str) -> bool:
@@ -215,10 +203,8 @@ def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "sample
     """Probabilities of rows of logits; of rows of probabilities, themselves.
 
     The rows `[samples, classes]` are an array, or have the name "logits". Where no kind, "logits"
-    or "probs", is given, rows that are all of sum 1 are probabilities.
-
-    Raises:
-        InputError: If they are neither.
+    or "probs", is given, rows that are all of sum 1 are probabilities. An `InputError` for rows
+    that are neither.
 
     >>> as_probs([[0.0, 0.0]]).tolist()
     [[0.5, 0.5]]
@@ -280,9 +266,7 @@ def _state(model: Any) -> dict[str, Any]:
     if getattr(model, "training", False) is True:
         problem = "the network is in training mode, where dropout and batch normalisation differ"
         raise InputError(f"{problem}; call model.eval() before you predict, model.train() after")
-    found = model
-    if not isinstance(model, Mapping):
-        found = model.state_dict() if hasattr(model, "state_dict") else None
+    found = model.state_dict() if hasattr(model, "state_dict") else model
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and hasattr(tensor, "detach") for name, tensor in found.items()
     ):
