@@ -34,8 +34,6 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
     """The weights that autocast rounds to half precision in every pass, by name.
 
-    They are those of linear layers, convolutions and attention; not, say, position embeddings.
-
     >>> sorted(rounded_by_autocast(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))))
     ['0.weight']
     """
@@ -68,11 +66,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors that `save_tensors` wrote.
-
-    Raises:
-        InputError: If the file is missing, truncated, foreign, or its checksum is not right.
-    """
+    """Read the tensors that `save_tensors` wrote; an `InputError` if the file is damaged."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -126,9 +120,9 @@ def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
 def write_state(
     folder: Path, tensors: Mapping[str, Tensor], epoch: int, transaction: Transaction
 ) -> None:
-    """Write the state after an epoch; the epoch is complete once the file is in its place.
+    """Write the state after an epoch in place of that of two epochs before.
 
-    It replaces the state of the epoch before the last, so that one damaged file costs one epoch.
+    The epoch is complete once the file is in its place; a damaged file costs one epoch.
     """
     transaction.write(_file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)}))
 
@@ -168,10 +162,8 @@ def _file(folder: Path, epoch: int) -> Path:
 def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
     """Lock a run's folder, made if need be, for the processes of `world`.
 
-    Where another process holds the lock, print that and wait.
-
-    Raises:
-        InputError: If the folder is another run's.
+    Where another process holds the lock, print that and wait. An `InputError` for the folder of
+    another run.
     """
     if not world.first:
         world.barrier()
@@ -199,11 +191,7 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
 
 
 def check_labels(folder: Path, labels: np.ndarray) -> None:
-    """Check that a run's labels are still those it began with; its config names files alone.
-
-    Raises:
-        InputError: If the labels are not those that the run began with.
-    """
+    """An `InputError` for other labels than those a run began with; its config names files."""
     digest, file = hashlib.sha256(labels.tobytes()).hexdigest(), folder / "labels.sha256"
     if not file.exists():
         write_whole(file, digest.encode())

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 TAIL = 0.75  # where the tail of a learning rate schedule begins, as a share of the run
-
-
 REFINED_SHARE = 0.5  # the soft share of a student with refined labels
 
 
@@ -251,11 +249,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
-        """Read a config from the JSON file that a run's folder holds.
-
-        Raises:
-            InputError: If the file is damaged or of another version.
-        """
+        """Read a config from a run's folder; an `InputError` if the file is damaged."""
         try:
             if not path.is_file():  # a pipe would hang
                 raise OSError("it is no file")

@@ -27,11 +27,8 @@ Source = tuple[Images, np.ndarray, Images, np.ndarray]
 STATISTICS_SAMPLES = 2000  # of a large folder give mean and deviation of the pixels
 
 _TORCHVISION = {  # its names of the data sets
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-}
+    "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +75,9 @@ class DataSet:
         return shifted.contiguous(memory_format=torch.channels_last)
 
     def batches(self, indices: Sequence[Tensor], augment: str, seed: int) -> Iterator[Batch]:
-        """Training images as an epoch shows them: augmented and normalised.
+        """Training images as an epoch shows them: augmented (as in `RunConfig`) and normalised.
 
-        With a sample's index the seed decides its crop and flip; `augment` is none, crop or
-        crop_flip.
+        With a sample's index the seed decides its crop and flip.
         """
         samples, generator = len(self.labels), torch.Generator(self.device).manual_seed(seed)
         view = torch.zeros(samples, dtype=torch.long, device=self.device)
@@ -157,8 +153,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
 def read(config: RunConfig) -> Source:
     """The whole data set of a run, with the labels that it comes with.
 
-    Raises:
-        InputError: If the data set is unknown or not where it should be.
+    An `InputError` if it is unknown or not where it should be.
     """
     if config.classes != "all":
         return _half(read(dataclasses.replace(config, classes="all")), config.classes)
@@ -192,11 +187,8 @@ def download(dataset: str) -> Path:
 def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Generator) -> Tensor:
     """Draw a crop, and a flip, for each sample, on the device of the generator.
 
-    Crops (of crop and crop_flip) are shifts by up to an eighth of the side, which is in pixels.
-
-    Returns:
-        Integers `[3, samples]`: rows and columns to shift by, which count from 0 (`side // 8` is
-        no shift), and whether to flip.
+    They are integers `[3, samples]`: rows and columns to shift by, in pixels, which count from 0
+    to a quarter of the side (an eighth is no shift), and whether to flip.
     """
     transforms = torch.zeros(3, samples, dtype=torch.long, device=generator.device)
     transforms[:2].random_(2 * (side // 8) + 1, generator=generator)
@@ -206,10 +198,9 @@ def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Gen
 
 
 def apply_crop_flip(images: Tensor, transforms: Tensor) -> Tensor:
-    """Crop and flip images; what a shift moves in is black.
+    """Crop and flip images uint8 `[batch, channels, side, side]`; what a shift moves in is black.
 
-    Images are uint8 `[batch, channels, side, side]`, transforms `[3, batch]` are integers as
-    `sample_crop_flip` draws them.
+    The transforms `[3, batch]` are as `sample_crop_flip` draws them.
 
     >>> image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     >>> apply_crop_flip(image, torch.tensor([[2], [1], [0]]))[0, 0, 0, :3].tolist()
@@ -233,12 +224,9 @@ def _take(images: Images, index: np.ndarray) -> Images:
 
 def _subset(available: int, wanted: int, seed: int) -> np.ndarray:
     if wanted > available:
-        raise InputError(
-            f"{wanted} samples are wanted of {available}; ask for fewer, or 0 for all"
-        )
-    if wanted == 0:
-        return np.arange(available)
-    return np.sort(np.random.default_rng(seed).permutation(available)[:wanted])
+        wish = f"{wanted} samples are wanted of {available}"
+        raise InputError(f"{wish}; ask for fewer, or 0 for all")
+    return np.sort(np.random.default_rng(seed).permutation(available)[: wanted or available])
 
 
 def _pixel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -257,9 +245,8 @@ def _pixel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
 def _half(source: Source, half: str) -> Source:
     """The samples of half of the classes, which are counted from 0 again."""
     images, labels, eval_images, eval_labels = source
-    middle = (int(labels.max()) + 1) // 2
-    first = 0 if half == "first_half" else middle
-    last = middle if half == "first_half" else int(labels.max()) + 1
+    middle, end = (int(labels.max()) + 1) // 2, int(labels.max()) + 1
+    first, last = (0, middle) if half == "first_half" else (middle, end)
     index, eval_index = (np.flatnonzero((first <= y) & (y < last)) for y in (labels, eval_labels))
     train = _take(images, index), labels[index] - first
     return *train, _take(eval_images, eval_index), eval_labels[eval_index] - first

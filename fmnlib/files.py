@@ -12,9 +12,8 @@ from fmnlib.config import InputError
 class Transaction:
     """Files that are written now and take their places later, in order, when the disk holds them.
 
-    A reader sees the old files or the new ones, never half of one, and a file is never seen before
-    those that were given before it. Writing computes; committing waits for the disk, which can be
-    left to another thread.
+    A file is never seen before those that were given before it. Writing computes; committing waits
+    for the disk, which can be left to another thread.
 
     >>> import tempfile
     >>> folder, transaction = Path(tempfile.mkdtemp()), Transaction()
@@ -30,12 +29,7 @@ class Transaction:
         self._waiting: list[tuple[Path, Path | None]] = []
 
     def write(self, path: Path, content: bytes | memoryview) -> None:
-        """Write what is to become a file; where that fails, the whole transaction is dropped.
-
-        Raises:
-            InputError: If a pipe or a device has its place.
-            OSError: If the disk is full, say.
-        """
+        """Write what is to become a file; where that fails, the whole transaction is dropped."""
         try:
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise InputError(f"{path} is a pipe or a device; give the name of a file")
@@ -84,11 +78,7 @@ def new_part(path: Path) -> Path:
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a file that is neither a link nor what would hang, such as a pipe.
-
-    Raises:
-        OSError: If it is, or is not there.
-    """
+    """Open a file; an `OSError` for a link, and for what would hang, such as a pipe."""
     safely = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # not on Windows
     file = open(path, mode, opener=lambda name, flags: os.open(name, flags | safely, 0o666))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

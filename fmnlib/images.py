@@ -131,10 +131,8 @@ class ImageFiles:
         """Batches of images in order, uint8 `[batch, channels, size, size]`, some read ahead.
 
         The worker processes start with the first pass and wait for the next one; there is one
-        pass at a time. The indices are on the CPU.
-
-        Raises:
-            InputError: If an image cannot be read, or a process ended.
+        pass at a time. The indices are on the CPU. An `InputError` if an image cannot be read, or
+        a process ended.
         """
         loader = _LOADERS[self] if self in _LOADERS else _LOADERS.setdefault(self, self._open())
         loader.sampler.batches = batches
@@ -170,10 +168,9 @@ class ImageFiles:
 
 
 def open_folder(folder: Path, preprocessing: Preprocessing) -> ImageFiles:
-    """The images `folder/CLASS/*`; classes are numbered in alphabetical order. None is read yet.
+    """The images `folder/CLASS/*`, read later; classes are numbered in alphabetical order.
 
-    Raises:
-        InputError: If the folder does not hold images in folders of classes.
+    An `InputError` if there are none.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -200,17 +197,16 @@ def open_folder(folder: Path, preprocessing: Preprocessing) -> ImageFiles:
 def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, ImageFiles]:
     """The images of `train/CLASS/*`, and of `test/CLASS/*` or `val/CLASS/*`.
 
-    The test folder is taken if it has the classes of the training folder: ImageNet's has not.
-
-    Raises:
-        InputError: If the folder does not hold images in this way.
+    The test folder is taken if it has the classes of the training folder: ImageNet's has not. An
+    `InputError` if neither has.
     """
-    parts = ("train", "test", "val")
-    classes = {part: sorted(p.name for p in root.glob(f"{part}/*/")) for part in parts}
-    held_out = next((part for part in ("test", "val") if classes[part] == classes["train"]), "")
-    if not classes["train"] or not held_out:
+    train, *others = (
+        sorted(p.name for p in root.glob(f"{p}/*/")) for p in ("train", "test", "val")
+    )
+    if not train or train not in others:
         wanted = "train/CLASS/ and test/CLASS/ (or val/) of the same classes"
         raise InputError(f"{root} must hold {wanted}")
+    held_out = ("test", "val")[others.index(train)]
     return open_folder(root / "train", preprocessing), open_folder(root / held_out, preprocessing)
 
 
@@ -227,8 +223,7 @@ def open_animal10n(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles
             raise InputError(f"{root / part} holds no images; put there {wanted}")
         names = np.array([os.fsencode(file.name) for file in files])
         labels = np.array([int(file.name[0]) for file in files], np.int64)
-        classes = [str(c) for c in range(10)]
-        parts.append(ImageFiles(root / part, names, labels, classes, preprocessing))
+        parts.append(ImageFiles(root / part, names, labels, [*"0123456789"], preprocessing))
     return parts[0], parts[1]
 
 

@@ -355,7 +355,7 @@ def _deal(names: np.ndarray, parts: int, salt: str) -> Int[np.ndarray, " samples
 
 
 def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a list, an array or a tensor of any framework, on any device."""
+    """A numpy array of a list, an array or a tensor of any framework; else an `InputError`."""
     try:
         if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
             values = values.detach().cpu()

@@ -33,31 +33,19 @@ CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "secon
 
 @dataclasses.dataclass(frozen=True)
 class EpochOutputs:
-    """The outputs of the networks in an epoch, on the host.
+    """The outputs of the networks in an epoch, on the host."""
 
-    Attributes:
-        logits: Of the evaluation images, `[samples, classes]`.
-        losses: Of the training samples, when they were last trained on.
-        right: Which training samples were predicted as their label, be it right or wrong.
-        lr: Learning rate of the last step.
-        seconds: Time that the epoch took.
-    """
-
-    logits: Tensor
-    losses: Tensor
-    right: Tensor
-    lr: float
-    seconds: float
+    logits: Tensor  #: Of the evaluation images, `[samples, classes]`
+    losses: Tensor  #: Of the training samples, when they were last trained on
+    right: Tensor  #: Which training samples were predicted as their label, be it right or wrong
+    lr: float  #: Learning rate of the last step
+    seconds: float  #: Time that the epoch took
 
 
 class Recorder:
     """The growing record of one run; probabilities go straight to a file, a row an epoch.
 
-    Args:
-        config: The run.
-        folder: Its folder.
-        data: Its data.
-        model: Its network, by which is decided what checkpoints hold in half precision.
+    By the network's layers is decided what checkpoints hold in half precision.
     """
 
     def __init__(self, config: RunConfig, folder: Path, data: DataSet, model: nn.Module) -> None:
@@ -65,6 +53,7 @@ class Recorder:
         every = np.arange(config.keep_every - 1, epochs, config.keep_every)
         every = np.array(config.keep) if config.keep else every[every >= config.tail_epoch]
         self.config, self.folder, self.device = config, folder, data.device
+        self._probs = folder / "probs.npy"
         self.classes = data.classes
         self.flipped, self.eval_labels = data.flipped.cpu(), data.eval_labels.cpu()
         self.kept = np.union1d(every, [epochs - 1])
@@ -94,12 +83,7 @@ class Recorder:
         return write
 
     def note(self, epoch: int, outputs: EpochOutputs, transaction: Transaction) -> None:
-        """Record an epoch, its probabilities as part of a transaction.
-
-        Raises:
-            InputError: If a loss is not finite.
-            OSError: If the disk is full.
-        """
+        """Record an epoch, in a transaction; an `InputError` if a loss is not finite."""
         if not torch.isfinite(outputs.losses).all():
             problem = f"the loss of epoch {epoch} is not finite"
             raise InputError(f"{problem}; lower lr, now {self.config.lr}, and use a new folder")
@@ -124,21 +108,13 @@ class Recorder:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
-        """Restore what `tensors` returned after an epoch.
-
-        Raises:
-            InputError: If the probabilities on disk are not those that were written.
-        """
+        """Restore what `tensors` returned after an epoch; an `InputError` if files differ."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self._check(int((self.kept <= epoch).sum()))
 
     def finish(self) -> None:
-        """Write the record; the run is complete once it is there.
-
-        Raises:
-            InputError: If the probabilities on disk are not those that were written.
-        """
+        """Write the record, which completes the run; an `InputError` if files differ."""
         self._check(len(self.kept))
         record = RunRecord(
             labels=self.eval_labels.numpy(),
@@ -158,10 +134,6 @@ class Recorder:
         if not np.array_equal(checksums(probs[:rows]), self.checksums[:rows]):
             problem = f"{self._probs} is not what was written"
             raise InputError(f"{problem}; move {self.folder.name} away and run again")
-
-    @property
-    def _probs(self) -> Path:
-        return self.folder / "probs.npy"
 
     def _write_row(self, row: int, probs: np.ndarray) -> None:
         """Write through a file, not through a map, where a full disk would be a crash."""

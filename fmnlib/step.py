@@ -43,15 +43,7 @@ class Parts:
 
 
 class Step:
-    """Steps of one run, and the losses of each training sample in the current epoch.
-
-    Args:
-        config: The run.
-        data: Its data.
-        parts: What the steps change.
-        criterion: Loss per sample.
-        world: The processes that share each batch.
-        graphs: Replay steps as CUDA graphs, on a GPU.
+    """Steps of one run, which on a GPU may be replayed as CUDA `graphs`.
 
     Attributes:
         losses: Loss of each training sample when it was last trained on, `[samples]`;
