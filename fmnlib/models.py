@@ -17,12 +17,8 @@ State = Mapping[str, Tensor]
 def build(name: str, *, classes: int, channels: int, side: int, width: float = 1.0) -> nn.Module:
     """A network by name, with fresh weights from torch's global random state.
 
-    Args:
-        name: convnet, mlp, resnet8, resnet20, resnet18 or torchvision:NAME.
-        classes: Number of outputs.
-        channels: Channels of the images.
-        side: Height and width of the images, in pixels.
-        width: Factor on the number of channels (not for torchvision's networks).
+    Names and `width` are as in `RunConfig`; images have this number of channels, and `side` pixels
+    in height and width.
 
     >>> net = build("convnet", classes=10, channels=1, side=8)
     >>> net(torch.zeros(2, 1, 8, 8)).shape
@@ -62,13 +58,10 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 
 
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:
-    """The weighted mean of parameters and running statistics: "Averaged KF", SWA.
+    """The mean of state dictionaries by their weights, of sum 1: "Averaged KF", SWA.
 
     Sums run in float64, one member in memory at a time. What is no floating number, such as the
     count of batches seen by a BatchNorm, has no mean and is the last member's.
-
-    Args:
-        members: State dictionaries and their weights, which sum to 1.
 
     >>> states = [({"w": torch.tensor([float(i)])}, 0.25) for i in (1, 2, 3, 4)]
     >>> average_weights(states)["w"].item()
@@ -91,15 +84,10 @@ def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]
 def load_average(
     model: nn.Module, members: Iterable[tuple[State, float]], batches: Iterable[Tensor]
 ) -> nn.Module:
-    """Load the weighted mean of weights into a model, and set it to evaluation mode.
+    """Load the mean of `average_weights` into a model, and set it to evaluation mode.
 
-    BatchNorm's statistics, if there are any, are estimated again: those of averaged weights are
-    not the average of the statistics.
-
-    Args:
-        model: Takes the weights.
-        members: As in `average_weights`.
-        batches: Training images as the model takes them.
+    BatchNorm's statistics, if there are any, are estimated again, on batches of training images:
+    those of averaged weights are not the average of the statistics.
     """
     model.load_state_dict(average_weights(members))
     update_bn(batches, model)

@@ -45,8 +45,10 @@ def page(record: RunRecord, diagnosis: Diagnosis, fusion: Fusion | None, *, titl
     parts = [f"<p>{html.escape(sentence)}</p>" for sentence in diagnosis.sentences]
     parts += [_forgetting(record, diagnosis)]
     parts += [_weights(fusion)] if fusion is not None else []
-    body = "\n".join([*parts, _options(diagnosis), _table(diagnosis)])
-    return PAGE.format(title=html.escape(title), body=body)
+    options = diagnosis.table().reset_index()
+    options = options.rename(columns={"gain": "gain over the final network"})
+    parts += [f"<h2>What can be done</h2>\n{_wide(options)}", _classes(diagnosis)]
+    return PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
 def _forgetting(record: RunRecord, diagnosis: Diagnosis) -> str:
@@ -69,13 +71,7 @@ def _weights(fusion: Fusion) -> str:
     return _figure(figure, alt, "What Knowledge Fusion mixes, chosen on the validation half.")
 
 
-def _options(diagnosis: Diagnosis) -> str:
-    shown = diagnosis.table().reset_index()
-    shown = shown.rename(columns={"gain": "gain over the final network"})
-    return f"<h2>What can be done</h2>\n{_wide(shown)}"
-
-
-def _table(diagnosis: Diagnosis) -> str:
+def _classes(diagnosis: Diagnosis) -> str:
     shown = diagnosis.classes.reset_index()
     for column in ("forgotten", "lost", "low", "high"):
         shown[column] = (100 * shown[column]).map("{:.1f}%".format)

@@ -42,8 +42,7 @@ class Watch:
     def note(self, model: nn.Module, *, epoch: int | None = None) -> float:
         """Record an epoch: outputs, and the weights as a checkpoint; return the accuracy.
 
-        Raises:
-            InputError: If the batches come in another order than before, or as in `Tracker.note`.
+        An `InputError` if the batches come in another order than before, or as in `Tracker.note`.
         """
         logits, labels = predict_batches(model, self.batches)
         if not torch.equal(labels, torch.from_numpy(self.tracker.labels)):

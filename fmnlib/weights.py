@@ -43,9 +43,8 @@ class _Ignored:
 def find_checkpoints(pattern: str) -> list[Path]:
     """The files that match a pattern, in natural order, without those of `write_state`.
 
-    Raises:
-        InputError: If there are fewer than two, or one seems to be a copy of another, such as
-            best.ckpt: the last file is taken for the final network.
+    An `InputError` if there are fewer than two, or one seems to be a copy of another, such as
+    best.ckpt: the last file is taken for the final network.
     """
     pattern = str(Path(pattern).expanduser())
     matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
@@ -53,30 +52,28 @@ def find_checkpoints(pattern: str) -> list[Path]:
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"
         raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = [path.parent.name for path in paths]
-    numbered = [bool(re.search(r"\d", name)) for name in names]
+    names = checkpoint_names(paths)
+    numbered = [name for name in names if re.search(r"\d", name)]
     copies = [
         name
-        for name, has_number in zip(names, numbered, strict=True)
+        for name in names
         if re.search(r"(?<![a-z])(best|last|latest)(?![a-z])", name.lower())
-        or (any(numbered) and not has_number)
+        or (numbered and name not in numbered)
     ]
     if copies:
+        rest = [path for path, name in zip(paths, names, strict=True) if name not in copies]
         problem = f"{', '.join(copies[:3])} may be a copy of another checkpoint"
-        remedy = f"give a pattern without it, such as {_pattern(paths, names, copies)!r}"
+        remedy = f"give a pattern without it, such as {_pattern(rest)!r}"
         raise InputError(f"{problem}; {remedy}, or a name with its epoch")
     return paths
 
 
-def _pattern(paths: Sequence[Path], names: Sequence[str], copies: Sequence[str]) -> str:
-    """One that all files but the copies match, if it is simple; else an example."""
-    rest = [path for path, name in zip(paths, names, strict=True) if name not in copies]
-    for path in rest[:1]:
+def _pattern(paths: Sequence[Path]) -> str:
+    """One that these files alone match, if it is simple; else an example."""
+    for path in paths[:1]:
         # All from the first digit of its name to the last one is what differs.
         found = str(path.with_name(re.sub(r"\d(.*\d)?", "[0-9]*", path.name)))
-        if set(map(Path, glob.glob(found))) == set(rest):
+        if set(map(Path, glob.glob(found))) == set(paths):
             return found
     return "ckpt/*[0-9].pt"
 
@@ -96,8 +93,7 @@ def checkpoint_names(paths: Sequence[Path]) -> list[str]:
 def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     """The state dictionary in a file, on the CPU: of the trained weights, or their moving average.
 
-    Raises:
-        InputError: If the file is damaged, lacks the entry, or holds no state dictionary.
+    An `InputError` if the file is damaged, lacks the entry, or holds no state dictionary.
     """
     foreign = _foreign(path)
     objects = f"objects of {', '.join(foreign)}"
@@ -133,10 +129,7 @@ def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Modu
     """Load weights into a model, and set it to evaluation.
 
     A prefix that all names share, such as `module.` of a parallel model or the attribute of a
-    LightningModule, is left out.
-
-    Raises:
-        InputError: If names or shapes differ from the model's.
+    LightningModule, is left out. An `InputError` if names or shapes differ from the model's.
 
     >>> fit(nn.Linear(1, 1), {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}).bias
     Parameter containing:
