@@ -103,30 +103,11 @@ def forget_curve(ax: Axes, forget: Runs, label: str, color: str, style: LineStyl
     return _percent_by_epoch(ax, "forget fraction $F_e$")
 
 
-def loss_balance(ax: Axes, clean: Curve, noisy: Curve) -> Axes:
-    """Training points of large loss, clean and mislabelled, by epoch (AAAI Fig. 2c)."""
-    epochs = np.arange(len(clean))
-    ax.plot(epochs, clean, color=BLUE, ls="-", label="clean labels")
-    ax.plot(epochs, noisy, color=RED, ls="--", label="wrong labels")
-    ax.plot(epochs, clean - noisy, color=BLACK, ls=":", label="difference")
-    ax.axhline(0, color=GREY, lw=0.6)
-    return finish(ax, xlabel="epoch", ylabel="training points of large loss")
-
-
 def mark_epochs(ax: Axes, *epochs: int) -> Axes:
     """Vertical dotted lines at some epochs."""
     for epoch in epochs:
         ax.axvline(epoch, color=GREY, ls=":", lw=1.2)
     return ax
-
-
-def share_curve(ax: Axes, share: Curve, accuracy: Curve, chosen: float) -> Axes:
-    """Validation accuracy against the share of the forgotten epochs in the mix."""
-    ax.plot(share, accuracy, color=BLUE, drawstyle="steps-mid")
-    ax.axvline(chosen, color=RED, ls="--", label=f"chosen share, {chosen:.2f}")
-    ax.yaxis.set_major_formatter(PERCENT)
-    xlabel = "share $\\varepsilon$ of the epochs mixed in"
-    return finish(ax, xlabel=xlabel, ylabel="validation accuracy")
 
 
 def weights(ax: Axes, weight: Curve) -> Axes:

@@ -17,7 +17,6 @@ from fmnlib.plots import (
     GREY,
     LINES,
     METHODS,
-    PERCENT,
     RED,
     Curve,
     LineStyle,
@@ -65,43 +64,6 @@ def forget_curves(ax: Axes, curves: Mapping[str, Runs], title: str) -> Axes:
     for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
         forget_curve(ax, forget, label, color, style)
     ax.set_title(title)
-    return ax
-
-
-def lost_by(
-    ax: Axes,
-    last_correct: Int[np.ndarray, " samples"],
-    epochs: int,
-    label: str,
-    color: str,
-    style: LineStyle,
-) -> Axes:
-    """The share of forgotten samples whose last correct epoch has passed (AAAI Fig. 3b)."""
-    share = np.bincount(last_correct, minlength=epochs).cumsum() / max(1, len(last_correct))
-    ax.step(np.arange(epochs), share, where="post", label=label, color=color, ls=style)
-    ax.yaxis.set_major_formatter(PERCENT)
-    return finish(ax, xlabel="epoch", ylabel="forgotten samples lost for good", ylim=(0, 1.02))
-
-
-def plateau(
-    ax: Axes, shares: Curve, val: Curve, test: Curve, near: Float[np.ndarray, " near"]
-) -> Axes:
-    """Accuracy of both halves against the share mixed in, and the shares that are as good."""
-    ax.plot(shares, val, color=BLUE, ls="-", label="validation half")
-    ax.plot(shares, test, color=RED, ls="--", label="test half")
-    ax.plot(near, np.full(len(near), min(val.min(), test.min())), "|", color=BLACK, ms=7)
-    ax.plot([], [], color=BLACK, lw=6, label="within one standard error")
-    ax.yaxis.set_major_formatter(PERCENT)
-    return finish(ax, xlabel="share of the epochs mixed in", ylabel="accuracy")
-
-
-def reliability(ax: Axes, confidence: Curve, accuracy: Curve, method: str) -> Axes:
-    """Accuracy against confidence; below the diagonal confidence is too high."""
-    look = METHODS[method]
-    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8)
-    ax.plot(confidence, accuracy, color=look.color, marker=look.marker, label=look.name)
-    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(loc="lower right")
     return ax
 
 
