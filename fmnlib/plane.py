@@ -21,12 +21,8 @@ def wave(
 ]:
     """Two classes in a square of 256 units, above and below a sine wave.
 
-    Args:
-        samples: Number of training points, drawn evenly from the square.
-        seed: Of the draw.
-
-    Returns:
-        Training points and classes, then the lattice, row by row from below, and its classes.
+    Training points, drawn evenly from the square, and their classes; then the lattice, row by row
+    from below, and its classes.
 
     >>> images, labels, lattice, classes = wave()
     >>> lattice[:2, :, 0, 0].tolist(), classes[[0, -1]].tolist()
@@ -37,7 +33,8 @@ def wave(
     axis = np.arange(SIDE) * 256 // SIDE + 128 // SIDE
     lattice = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     images = [part.astype(np.uint8)[:, :, None, None] for part in (points, lattice)]
-    return images[0], _above(points), images[1], _above(lattice)
+    above = [(part[:, 1] > border(part[:, 0])).astype(np.int64) for part in (points, lattice)]
+    return images[0], above[0], images[1], above[1]
 
 
 def border(x: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -56,8 +53,3 @@ def as_map(values: np.ndarray) -> np.ndarray:
     (64, 64)
     """
     return values.reshape(*values.shape[:-1], SIDE, SIDE)
-
-
-def _above(points: Int[np.ndarray, "samples 2"]) -> Int[np.ndarray, " samples"]:
-    x, y = points.T
-    return (y > border(x)).astype(np.int64)

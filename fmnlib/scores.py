@@ -9,39 +9,33 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import bdtrc
 
+Correct = Bool[np.ndarray, "epochs samples"]  # which samples are right after each epoch
+Final = Bool[np.ndarray, " samples"]  # which samples the final predictor gets right
+Share = Float[np.ndarray, " epochs"]
 
-def forget_fraction(
-    correct: Bool[np.ndarray, "epochs samples"],
-    final: Bool[np.ndarray, " samples"] | None = None,
-) -> Float[np.ndarray, " epochs"]:
+
+def forget_fraction(correct: Correct, final: Final | None = None) -> Share:
     """F_e: the share of samples that are right after epoch e and wrong at the end.
 
-    Args:
-        correct: Which samples are right after each epoch.
-        final: Which samples the final predictor gets right; the last epoch where not given.
-            Knowledge Fusion gives the predictor fused so far.
+    `correct` says which samples are right after each epoch, `final` which ones the final predictor
+    gets right: the last epoch where not given. Knowledge Fusion gives the predictor fused so far.
 
     >>> forget_fraction(np.array([[True, True], [False, True]])).tolist()
     [0.5, 0.0]
     """
-    return (correct & ~_final(correct, final)).mean(axis=1)
+    return (correct & ~(correct[-1] if final is None else final)).mean(axis=1)
 
 
-def learn_fraction(
-    correct: Bool[np.ndarray, "epochs samples"],
-    final: Bool[np.ndarray, " samples"] | None = None,
-) -> Float[np.ndarray, " epochs"]:
+def learn_fraction(correct: Correct, final: Final | None = None) -> Share:
     """L_e: the share of samples that are wrong after epoch e and right at the end.
 
     >>> learn_fraction(np.array([[False, True], [True, True]])).tolist()
     [0.5, 0.0]
     """
-    return (~correct & _final(correct, final)).mean(axis=1)
+    return (~correct & (correct[-1] if final is None else final)).mean(axis=1)
 
 
-def retained_fraction(
-    correct: Bool[np.ndarray, "epochs samples"],
-) -> Float[np.ndarray, " epochs"]:
+def retained_fraction(correct: Correct) -> Share:
     """The share of samples right after epoch e and still right at the end: acc(e) - F_e.
 
     >>> retained_fraction(np.array([[True, True], [False, True]])).tolist()
@@ -50,9 +44,7 @@ def retained_fraction(
     return (correct & correct[-1]).mean(axis=1)
 
 
-def last_correct_epoch(
-    correct: Bool[np.ndarray, "epochs samples"],
-) -> Int[np.ndarray, " samples"]:
+def last_correct_epoch(correct: Correct) -> Int[np.ndarray, " samples"]:
     """The last epoch after which each sample is right; -1 where it never is.
 
     For a sample that is wrong at the end this is its forget time (AAAI Fig. 3b).
@@ -64,9 +56,7 @@ def last_correct_epoch(
     return np.where(correct.any(axis=0), last, -1)
 
 
-def forgotten_after(
-    correct: Bool[np.ndarray, "epochs samples"], epoch: int
-) -> Bool[np.ndarray, " samples"]:
+def forgotten_after(correct: Correct, epoch: int) -> Bool[np.ndarray, " samples"]:
     """M(n): the samples that are right at some epoch later than n and wrong at the end.
 
     >>> correct = np.array([[True, False], [False, True], [False, False]])
@@ -76,7 +66,7 @@ def forgotten_after(
     return correct[epoch + 1 :].any(axis=0) & ~correct[-1]
 
 
-def dip(accuracy: Float[np.ndarray, " epochs"]) -> tuple[int, int]:
+def dip(accuracy: Share) -> tuple[int, int]:
     """The epochs that bound the dip of a double ascent: the first peak and the bottom after it.
 
     The pair with the largest fall from one epoch to a later one; equal where nothing falls.
@@ -139,9 +129,3 @@ def at_chance(
     right = (predicted == labels).sum(axis=1)
     passes = (right > 0) & (bdtrc(np.maximum(right, 1) - 1, samples, chance) < level)
     return bool(share[0].max() ** samples < level and not passes.any())
-
-
-def _final(
-    correct: Bool[np.ndarray, "epochs samples"], final: Bool[np.ndarray, " samples"] | None
-) -> Bool[np.ndarray, " samples"]:
-    return correct[-1] if final is None else final
