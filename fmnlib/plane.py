@@ -44,12 +44,3 @@ def border(x: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     [128.0, 184.0]
     """
     return 128 + 56 * np.sin(2 * np.pi * x / 256)
-
-
-def as_map(values: np.ndarray) -> np.ndarray:
-    """Values on the lattice as a map `[..., y, x]`, the lowest row first.
-
-    >>> as_map(np.arange(SIDE**2)).shape
-    (64, 64)
-    """
-    return values.reshape(*values.shape[:-1], SIDE, SIDE)

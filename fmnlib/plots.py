@@ -103,13 +103,6 @@ def forget_curve(ax: Axes, forget: Runs, label: str, color: str, style: LineStyl
     return _percent_by_epoch(ax, "forget fraction $F_e$")
 
 
-def mark_epochs(ax: Axes, *epochs: int) -> Axes:
-    """Vertical dotted lines at some epochs."""
-    for epoch in epochs:
-        ax.axvline(epoch, color=GREY, ls=":", lw=1.2)
-    return ax
-
-
 def weights(ax: Axes, weight: Curve) -> Axes:
     """Weight of each epoch's network in an ensemble."""
     ax.bar(np.arange(len(weight)), weight, color=BLUE, width=0.9)

@@ -7,7 +7,7 @@ import torch
 
 from fmnlib import RunConfig
 from fmnlib.data import load
-from fmnlib.plane import SIDE, as_map, wave
+from fmnlib.plane import SIDE, wave
 from fmnlib.training import train
 
 
@@ -21,7 +21,7 @@ def test_classes_follow_the_wave():
 
 def test_the_lattice_covers_the_square_row_by_row():
     lattice = wave()[2][:, :, 0, 0].astype(int)
-    x, y = as_map(lattice[:, 0]), as_map(lattice[:, 1])
+    x, y = lattice.reshape(SIDE, SIDE, 2).transpose(2, 0, 1)
     assert x.shape == (SIDE, SIDE)
     assert x[0].tolist() == y[:, 0].tolist() == list(range(2, 256, 4))
     assert (x == x[0]).all()

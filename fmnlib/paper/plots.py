@@ -22,7 +22,6 @@ from fmnlib.plots import (
     LineStyle,
     Runs,
     finish,
-    forget_curve,
 )  # fmt: skip
 from fmnlib.stats import Numbers
 
@@ -48,22 +47,6 @@ def against(
     marker = marker or "oD^sv"[len(ax.containers) % 5]
     ax.errorbar(values, mean, sem, label=label, color=color, ls=style, marker=marker, capsize=2)
     ax.set_ylabel("test accuracy (%)")
-    return ax
-
-
-def logarithmic(ax: Axes, values: Sequence[float], label: str) -> Axes:
-    """A logarithmic horizontal axis with a tick at each value, and a legend."""
-    ax.set_xscale("log")
-    ax.set_xticks(values, [f"{value:g}" for value in values])
-    ax.minorticks_off()
-    return finish(ax, xlabel=f"{label}, logarithmic")
-
-
-def forget_curves(ax: Axes, curves: Mapping[str, Runs], title: str) -> Axes:
-    """Forget fraction by epoch of some variants: mean over runs, bands from least to most."""
-    for (label, forget), (color, style) in zip(curves.items(), LINES, strict=False):
-        forget_curve(ax, forget, label, color, style)
-    ax.set_title(title)
     return ax
 
 
