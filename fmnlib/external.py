@@ -95,9 +95,10 @@ def fuse_files(
             samples = f"{len(record.labels)} of {len(data.classes)} classes"
             report["images"] = f"{samples}; {at.preprocessing}"
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
-        right = {}
+        right: dict[str, np.ndarray] = {}
         if data is not None:
-            networks, best = {files.network: written}, weighted(at.paths, best_epochs(val))
+            networks: dict[str, nn.Module] = {files.network: written}
+            best = weighted(at.paths, best_epochs(val))
             if all(path.exists() for path, _ in best):
                 networks[f"averaged, {len(best)} best"] = averaged(best)
             for name, network in networks.items():
@@ -248,7 +249,18 @@ def distill_checkpoints(
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
         return _distill_batches(student, teacher, train, config)
-    data = _data_set(train.images, (val or train).images or train.images, torch.device(device))
+    images, seen = train.images, (val or train).images or train.images
+    labels, seen_labels = (torch.from_numpy(x.labels).to(device) for x in (images, seen))
+    data = DataSet(
+        images=images.on(device),
+        labels=labels,
+        flipped=torch.zeros_like(labels, dtype=torch.bool),
+        eval_images=seen.on(device),
+        eval_labels=seen_labels,
+        classes=len(images.classes),
+        mean=torch.tensor(images.preprocessing.mean, device=device),
+        std=torch.tensor(images.preprocessing.std, device=device),
+    )
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             config,
@@ -272,14 +284,13 @@ def _distill_batches(
 ) -> nn.Module:
     assert config.student is not None
     device = next(student.parameters()).device
+    networks = [(functools.partial(forward, net, device=device), w) for net, w in teacher]
     optimizer = torch.optim.SGD(student.parameters(), config.lr, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     student.train()
     for _ in tqdm(range(config.epochs), "distilling", unit="epoch"):
         for batch in train.read():
-            with torch.no_grad():
-                mixed = [w * forward(net, batch, device).float().softmax(1) for net, w in teacher]
-                probs = torch.stack(mixed).sum(0)
+            probs = models.mix_probs(networks, batch)
             labels = torch.from_numpy(labels_of([batch])).to(device)
             logits = forward(student, batch, device)
             optimizer.zero_grad()
@@ -344,21 +355,6 @@ def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
     best = read_state(at.paths[int(record.accuracy.argmax())], files.weights)
     _refuse_foreign_batchnorm(fit(at.network, best), at.data, record, at.device)
     return record
-
-
-def _data_set(train: ImageFiles, val: ImageFiles, device: torch.device) -> DataSet:
-    """Training images, and validation images that are predicted after each epoch."""
-    labels, val_labels = (torch.from_numpy(part.labels).to(device) for part in (train, val))
-    return DataSet(
-        images=train.on(device),
-        labels=labels,
-        flipped=torch.zeros_like(labels, dtype=torch.bool),
-        eval_images=val.on(device),
-        eval_labels=val_labels,
-        classes=len(train.classes),
-        mean=torch.tensor(train.preprocessing.mean, device=device),
-        std=torch.tensor(train.preprocessing.std, device=device),
-    )
 
 
 def _of_images(images: ImageFiles) -> Labelled:

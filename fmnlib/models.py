@@ -1,7 +1,7 @@
 """Networks by name, and averages of their weights."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -95,8 +95,8 @@ def load_average(
 
 
 @torch.no_grad()
-def mix_probs(members: Iterable[tuple[nn.Module, float]], images: Tensor) -> Tensor:
-    """The weighted sum of the members' class probabilities `[batch, classes]`.
+def mix_probs(members: Iterable[tuple[Callable[[Any], Tensor], float]], images: Any) -> Tensor:
+    """The weighted sum of the networks' class probabilities `[batch, classes]`.
 
     >>> mix_probs([(nn.Identity(), 1.0)], torch.zeros(1, 2)).tolist()
     [[0.5, 0.5]]

@@ -117,21 +117,6 @@ def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str] | Non
     return _rows(ax, rows, "test accuracy (%)", size=9)
 
 
-def against_networks(
-    ax: Axes, summary: Mapping[str, Numbers], networks: Mapping[str, float]
-) -> Axes:
-    """Accuracy against the number of networks that a prediction takes; equal ones side by side."""
-    names = [m for m in METHODS if m in summary]
-    for method in names:
-        look, numbers = METHODS[method], summary[method]
-        equal = [m for m in names if networks[m] == networks[method]]
-        beside = 0.12 * (equal.index(method) - (len(equal) - 1) / 2)
-        ax.errorbar(networks[method] + beside, numbers["mean"], yerr=numbers["sem"], ls="", ms=9,
-                    color=look.color, marker=look.marker, capsize=3, label=look.name)  # fmt: skip
-    xlabel = "networks evaluated for one prediction"
-    return finish(ax, outside=True, xlabel=xlabel, ylabel="test accuracy (%)")
-
-
 def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
     """A dot with its standard error for each named row."""
     return _rows(ax, [(Look(name, BLUE, "D"), row) for name, row in rows.items()], xlabel)

@@ -82,7 +82,7 @@ def compare(
     """
     ensembles = [independent_members(config, members) for config in configs]
     records = iter(runs.obtain(itertools.chain(*ensembles), fresh=fresh))
-    of_runs: list[list[Result]] = []
+    results: list[Result] = []
     parts: list[_Part] = []
     for config in configs:
         ensemble = [*itertools.islice(records, members)]
@@ -90,13 +90,12 @@ def compare(
         for split in splits or [config.seed]:
             fusions = _fuse_run(run.split(split)[0])
             ways = {method: always(weights) for method, weights in fusions.items()}
-            one = scored([run], [split], ways, item=item)
-            one += [_score_neighbours(run, split, item)]
-            of_runs.append([*one, _score_independent(ensemble, split, item)])
+            results += scored([run], [split], ways, item=item)
+            results += [_score_neighbours(run, split, item)]
+            results += [_score_independent(ensemble, split, item)]
             jobs = merged_jobs(config, fusions["best_probs"], fusions["kf"], teacher_views)
             parts += [(job, {method: single}, [split]) for method, job in jobs.items()]
-    merged = iter(_score_jobs(parts, item, fresh))
-    return [result for one in of_runs for result in (*one, *itertools.islice(merged, len(jobs)))]
+    return results + _score_jobs(parts, item, fresh)
 
 
 def merged_jobs(config: RunConfig, best: Fusion, kf: Fusion, teacher_views: int) -> dict[str, Job]:
@@ -212,7 +211,7 @@ def training_methods(
     >>> {name: np.flatnonzero(fusion.weights).tolist() for name, (_, fusion) in of_eight.items()}
     {'snapshot': [3, 7], 'fge': [6, 7], 'swa': [6, 7], 'ema': [7]}
     """
-    schedules = {"snapshot": "cyclic", "fge": "cyclic_tail", "swa": "constant_tail"}
+    schedules: Any = {"snapshot": "cyclic", "fge": "cyclic_tail", "swa": "constant_tail"}
     methods = {}
     for name, schedule in schedules.items():
         cycles = config.cycles if name == "swa" else max(1, networks)

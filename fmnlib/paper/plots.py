@@ -11,18 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import NullFormatter
 
-from fmnlib.plots import (
-    BLACK,
-    BLUE,
-    GREY,
-    LINES,
-    METHODS,
-    RED,
-    Curve,
-    LineStyle,
-    Runs,
-    finish,
-)  # fmt: skip
+from fmnlib.plots import BLACK, BLUE, GREY, LINES, METHODS, RED, Curve, LineStyle, Runs, finish
 from fmnlib.stats import Numbers
 
 Components = Float[np.ndarray, "times components"]

@@ -294,9 +294,6 @@ def _shuffled(
     groups: Int[np.ndarray, " samples"], rounds: int, seed: int = 0
 ) -> Int[np.ndarray, "rounds samples"]:
     """Orders that exchange samples within their group alone."""
-    rng = np.random.default_rng(seed)
-    place = np.argsort(groups, kind="stable")
-    orders = np.empty((rounds, len(groups)), int)
-    for order in orders:
-        order[place] = np.lexsort((rng.random(len(groups)), groups))
-    return orders
+    rng, place = np.random.default_rng(seed), np.argsort(groups, kind="stable")
+    shuffled = [np.lexsort((rng.random(len(groups)), groups)) for _ in range(rounds)]
+    return np.array(shuffled)[:, np.argsort(place)]
