@@ -52,7 +52,9 @@ def find_checkpoints(pattern: str) -> list[Path]:
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"
         raise InputError(f"{count}; give two checkpoints or more, in quotes: 'ckpt/*.safetensors'")
-    names = checkpoint_names(paths)
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [path.parent.name for path in paths]
     numbered = [name for name in names if re.search(r"\d", name)]
     copies = [
         name
