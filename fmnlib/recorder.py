@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 import zlib
@@ -63,7 +65,9 @@ class Recorder:
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
         self._dtype = number_format(config.precision, data.device)
         self._rounded = checkpoint.rounded_by_autocast(model) if self._dtype.itemsize == 2 else ()
-        _lay_out(self._probs, (len(self.kept), samples, data.classes))
+        halved = 2 if self._rounded else 1
+        weights = sum(tensor.nbytes for tensor in model.state_dict().values()) // halved
+        _lay_out(self._probs, (len(self.kept), samples, data.classes), weights)
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
         """The job of writing an epoch to disk, with copies of tensors as `snapshot` makes them."""
@@ -240,8 +244,12 @@ def _commit() -> tuple[str, bool]:
     return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
 
 
-def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
-    """Make the file of probabilities of a new run; that of a run that goes on stays."""
+def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
+    """Make the file of probabilities of a new run; that of a run that goes on stays.
+
+    A new run, whose checkpoints have so many bytes of weights each, is refused where the disk does
+    not hold it.
+    """
     if path.exists():
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False).shape
@@ -251,6 +259,11 @@ def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
             problem = f"{path} cannot be read ({error})"
             raise InputError(f"{problem}; move {path.parent.name} away and run again") from error
         return
+    needed = shape[0] * (weights + 2 * math.prod(shape[1:]))  # probabilities in half precision
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        problem = f"the run's {shape[0]} checkpoints take {needed / 1e9:.1f} GB"
+        remedy = "raise keep_every, free space, or set FMN_RUNS to another disk"
+        raise InputError(f"{problem} and {free / 1e9:.1f} GB are free; {remedy}")
     part = new_part(path)
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
     part.replace(path)
