@@ -1,4 +1,4 @@
-"""The drawings: what they count is what the library counts, and their text is legible on a phone."""
+"""The drawings: they count what the library counts, and are legible on a phone."""
 
 import re
 from pathlib import Path

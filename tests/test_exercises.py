@@ -1,0 +1,83 @@
+"""The exercises: two a chapter, a solution each, whose code runs on the committed records."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "book" / "exercises.md").read_text()
+BEGIN = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+SOLUTIONS = dict(
+    re.findall(r"^::::\{solution\} (\S+)\n(.*?)^::::$", PAGE, re.DOTALL | re.MULTILINE)
+)
+EXERCISES = re.findall(r"^::::\{exercise\} .+\n:label: (\S+)$", PAGE, re.MULTILINE)
+SECTIONS = dict(re.findall(r"^\((\S+)\)=\n## (.+)$", PAGE, re.MULTILINE))
+CODE = [name for name, text in SOLUTIONS.items() if "```python" in text]
+CHAPTERS = {
+    "definitions": "book/definitions.md",
+    "algorithm": "book/algorithm.md",
+    "quickstart": "notebooks/00_quickstart.ipynb",
+    "plane": "notebooks/01_local_overfitting.ipynb",
+    "ascent": "notebooks/02_double_descent.ipynb",
+    "fraction": "notebooks/03_forget_fraction.ipynb",
+    "linear": "notebooks/04_linear_theory.ipynb",
+    "clean": "notebooks/05_clean_data.ipynb",
+    "noise": "notebooks/06_label_noise.ipynb",
+    "methods": "notebooks/07_training_methods.ipynb",
+    "distillation": "notebooks/08_distillation.ipynb",
+    "ablations": "notebooks/09_ablations.ipynb",
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """What all solutions begin with; a run that is not committed would be trained here."""
+    trained = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FMN_RUNS", str(trained))
+        patch.syspath_prepend(ROOT / "book" / "_ext")
+        names = {}
+        exec(BEGIN, names)
+        yield names
+    assert not list(trained.iterdir()), "a solution needs a record that is not committed"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_code_of_a_solution_runs(begun, name):
+    from solutions import run
+
+    names = dict(begun)
+    for block in re.findall(r"```python\n(.*?)```", SOLUTIONS[name], re.DOTALL):
+        printed = run(block, names)
+        assert printed
+        assert not re.search(r"\bnan\b|\binf\b", printed)
+
+
+def test_code_that_fails_is_not_passed_over(begun):
+    from solutions import run
+
+    with pytest.raises(ZeroDivisionError):
+        run("print(1 / 0)", {})
+
+
+def test_each_exercise_has_its_solution_folded_right_after_it():
+    assert len(EXERCISES) == len(set(EXERCISES))
+    assert list(SOLUTIONS) == EXERCISES
+    assert len(CODE) >= len(EXERCISES) / 2
+    for name, text in SOLUTIONS.items():
+        assert text.startswith(":class: dropdown\n"), name
+        assert len(text) > 100, name
+
+
+@pytest.mark.parametrize(("section", "chapter"), CHAPTERS.items())
+def test_a_chapter_has_two_exercises_and_leads_to_them(section, chapter):
+    assert list(SECTIONS) == [f"exercises-{name}" for name in CHAPTERS]
+    part = PAGE.partition(f"(exercises-{section})=")[2].partition("\n(exercises-")[0]
+    assert part.count("::::{exercise}") >= 2
+    text = (ROOT / chapter).read_text()
+    if chapter.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert f"exercises.md#exercises-{section})" in text
