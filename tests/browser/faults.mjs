@@ -93,3 +93,9 @@ export const FILM_FAULTS = [
   { fault: after("document.querySelector('.film button').click()"), says: "the film plays by itself", alone: true },
   { fault: [1, 2].map((n) => `<script src="${MATHJAX}?/film/${n}"></script>`).join(""), says: "the film weighs", alone: true },
 ];
+
+// For the cheat sheet, on paper.
+export const SHEET_FAULTS = [
+  { fault: "<p style='height: 20cm'>long</p>", says: "the cheat sheet is printed on 2 pages" },
+  { fault: "<style>@page { size: letter }</style>", says: "the cheat sheet is not on A4 but on 612 x 792" },
+];

@@ -6,12 +6,13 @@ import { chromium } from "playwright-core";
 import * as checks from "./checks.mjs";
 import * as explorer from "./explorer.mjs";
 import * as film from "./film.mjs";
-import { EXPLORER_FAULTS, FAULTS, FILM_FAULTS } from "./faults.mjs";
+import { EXPLORER_FAULTS, FAULTS, FILM_FAULTS, SHEET_FAULTS } from "./faults.mjs";
 import { CHAPTERS, HTML, PAGES, PATIENCE, serve } from "./site.mjs";
 
 const WORKERS = 3;
 const SCHEMES = ["light", "dark"];
 const WIDTHS = [1280, 375];
+const SHEET = "book/cheat_sheet.html";
 const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
 
 const pages = process.argv.length > 2 ? process.argv.slice(2) : PAGES;
@@ -127,6 +128,22 @@ function bites(attempt, name, faults) {
   return groups.map((group) => () => biteApp(attempt, name, group));
 }
 
+async function sheet(fault = "") {
+  const url = `${address}/${SHEET}${fault && `?fault=${encodeURIComponent(fault)}`}`;
+  return inContext({}, async (context) => {
+    const { page, problems } = await checks.open(context, url);
+    return [...problems, ...(await checks.sheet(page))];
+  });
+}
+
+async function printSheet() {
+  failures.push(...(await sheet()));
+  for (const { fault, says } of SHEET_FAULTS) {
+    const reported = await sheet(fault);
+    if (!reported.some((problem) => problem.includes(says))) failures.push(`no check reports "${says}" for ${fault}`);
+  }
+}
+
 async function find(term) {
   await inContext({}, async (context) => {
     const problems = await checks.search(await context.newPage(), address, term);
@@ -141,6 +158,7 @@ async function findNothing() {
   });
 }
 
+const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().length;
 const jobs = [
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
@@ -151,6 +169,7 @@ const jobs = [
   () => explore(tryFilm, film.FILM),
   () => exploreFile(film, film.FILM),
   ...bites(tryFilm, film.FILM, FILM_FAULTS),
+  printSheet,
   ...TERMS.map((term) => () => find(term)),
   findNothing,
 ];
@@ -167,6 +186,6 @@ const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
-    `${FAULTS.length + EXPLORER_FAULTS.length + FILM_FAULTS.length} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
+    `${faults} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
 );
 process.exit(failures.length ? 1 : 0);
