@@ -1,6 +1,9 @@
 """The drawings: they count what the library counts, and are legible on a phone."""
 
+import base64
+import json
 import re
+import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +15,11 @@ from fmnlib import fusion, scores
 ROOT = Path(__file__).parent.parent
 PHONE = 343  # px that a window of 375 px leaves for a drawing
 SMALLEST = 9  # px of text
+COLUMN = 624  # px that a window of 1200 px leaves for a figure
+DPI, TICKS = (
+    180,
+    11,
+)  # of `fmnlib.plots.set_theme`; points of the smallest text, where none is given
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +101,17 @@ def test_a_drawing_is_described_and_legible(drawings, name):
     assert not re.search(r"(?<!&)#[0-9a-f]{3,6}\b|http", markup), "colours are those of the page"
     right = max(float(rect.get("x", 0)) + float(rect.get("width")) for rect in root.iter("rect"))
     assert right <= drawings.WIDTH
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_no_figure_of_a_notebook_has_letters_too_small_to_read(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if picture := output.get("data", {}).get("image/png"):
+                width = struct.unpack(">I", base64.b64decode(picture)[16:20])[0] / DPI
+                source = "".join(cell["source"])
+                given = re.findall(r"(?:label|font|\b)size=(\d+)", source)
+                least = min([TICKS, *map(int, given)])
+                assert least / 72 * min(COLUMN / width, DPI) >= SMALLEST, cell["id"]

@@ -149,7 +149,7 @@ def student() -> str:
     lines += _box(10, 92, 142, "teacher: the mix", "back", "several checkpoints")
     lines += _box(200, 92, 150, "student", "learned", "one new network")
     lines += _box(10, 172, 142, "its probabilities", "back", "at temperature T")
-    lines += _box(200, 172, 150, "its probabilities", "learned", "at temperatures T and 1")
+    lines += _box(200, 172, 150, "its probabilities", "learned", "at T and at 1")
     lines += _box(50, 252, 260, "loss", "", "soft share a: agree with the teacher;")
     lines.append(text(180, 305, "share 1 − a: agree with the label", "small"))
     for x, y, end in (
