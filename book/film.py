@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from fmnlib import runs, scores
 from fmnlib.config import RunConfig
@@ -58,6 +59,7 @@ def data(record: RunRecord) -> dict[str, Any]:
     """
     correct, samples = record.correct, len(record.labels)
     trained = load(CONFIG)
+    assert isinstance(trained.images, Tensor)
     places = trained.images[:, :, 0, 0].long() / UNIT
     columns = (*places.T.tolist(), trained.labels.tolist(), trained.flipped.int().tolist())
     return {
