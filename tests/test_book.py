@@ -26,8 +26,8 @@ STEPS = ("fmn book", "make browser-test", "upload-pages-artifact")  # in this or
 
 @pytest.mark.parametrize(
     "page",
-    # test_guide follows the first, test_exercises runs the second
-    [page for page in PAGES if page.stem not in ("your_model", "exercises")],
+    # test_guide follows the first, test_exercises runs the others
+    [page for page in PAGES if page.stem not in ("your_model", "exercises", "cheat_sheet")],
     ids=lambda page: page.stem,
 )
 def test_examples_print_what_their_comments_say(page):

@@ -84,3 +84,24 @@ def test_a_chapter_has_two_exercises_and_leads_to_them(section, chapter):
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     anchor = re.sub(r"[^a-z -]", "", section.lower()).replace(" ", "-")
     assert f"exercises.md#{anchor})" in text
+
+
+def test_the_four_lines_of_the_cheat_sheet_run(tmp_path, monkeypatch):
+    import torch
+
+    import fmnlib as fmn
+
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "book" / "cheat_sheet.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(lines) == 4
+    model, images = torch.nn.Linear(3, 2), torch.randn(40, 3)
+    names = {"fmn": fmn, "model": model, "val_images": images, "val_labels": [0, 1] * 20}
+    exec(lines[0], names)
+    for _ in range(3):
+        exec(lines[1], names)
+        with torch.no_grad():
+            model.weight += torch.randn(2, 3)
+    exec("\n".join(lines[2:]), names)
+    assert names["mix"].shape == (20, 2)
+    assert names["test"].epochs == 3

@@ -21,6 +21,9 @@ class Solutions(SphinxTransform):
         solutions = list(self.document.findall(solution_node))
         if not solutions:
             return
+        for number, part in enumerate(self.document.findall(nodes.section)):
+            if part["ids"] in (["exercise-content"], ["solution-content"]):  # all alike
+                part["ids"] = [f"{part['ids'][0]}-{number}"]
         begin = next(self.document.findall(is_code)).astext()
         shared: dict[str, Any] = {}
         exec(begin, shared)
