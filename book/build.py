@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from book import explorer
+from book import explorer, film
 from fmnlib import runs
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
@@ -61,10 +61,11 @@ def build(*, cached: bool = False, update: bool = False, seeds: Sequence[int] = 
     with _environment(FMN_RUNS=str(fresh_runs)):
         fresh = not cached and not update
         _execute_all(staging, fresh=fresh, seeds=seeds)
-        explorer.write(staging, fresh=fresh and not seeds)  # of the run that the quickstart made
+        for moving in (explorer, film):  # of runs that the notebooks made
+            moving.write(staging, fresh=fresh and not seeds)
     gather(staging)
     if update:
-        for part in ("notebooks", "results", explorer.FOLDER):
+        for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
             shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
         summary = json.loads((staging / "results" / "summary.json").read_text())
         readme = REPOSITORY / "README.md"

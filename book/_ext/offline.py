@@ -15,13 +15,16 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
+CHEAT_SHEET = "book/cheat_sheet"  # the page with a style of its own, for paper
 NEEDED = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 ICONS = re.compile(r"<script [^>]*scripts/fontawesome\.js[^>]*></script>")
 
 
-def drop_scripts(
+def choose_files(
     app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any
 ) -> None:
+    if page == CHEAT_SHEET:
+        app.add_css_file("cheat_sheet.css")
     maths = tree is not None and any(tree.findall(is_maths))
 
     def wanted(script: Any) -> bool:
@@ -55,7 +58,7 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
-    app.connect("html-page-context", drop_scripts, priority=900)
+    app.connect("html-page-context", choose_files, priority=900)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", drop_icons)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

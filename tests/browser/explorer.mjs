@@ -17,6 +17,11 @@ export async function explorer(page) {
   const problems = await page.evaluate(count);
   for (const name of ["epoch", "share"]) problems.push(...(await keyboard(page, name)));
   problems.push(...(await page.evaluate(cues)));
+  return [...problems, ...(await sizes(page))];
+}
+
+export async function sizes(page) {
+  const problems = [];
   for (const [width, least] of Object.entries(SMALL)) {
     await page.setViewportSize({ width: Number(width), height: 900 });
     await page.waitForTimeout(400);
@@ -74,7 +79,7 @@ function count() {
   return [...marks.slice(0, 2), ...problems.slice(0, 6)];
 }
 
-async function keyboard(page, name) {
+export async function keyboard(page, name) {
   const problems = [];
   const slider = at(page, name);
   if (!(await slider.evaluate((element) => element.labels.length))) problems.push(`the slider of the ${name} has no label`);
@@ -121,7 +126,7 @@ function smallest() {
 }
 
 // Nobody has touched it: first nothing is mixed in, then what Knowledge Fusion chose.
-export async function opening(page) {
+async function opening(page) {
   const share = () => shown(page, "share").textContent();
   const problems = (await share()) === "0%" ? [] : [`it begins with a share of ${await share()}`];
   await page.locator('[data-show="wrong-tiles"]').scrollIntoViewIfNeeded();
@@ -131,7 +136,7 @@ export async function opening(page) {
   return problems;
 }
 
-export async function calm(page) {
+async function calm(page) {
   const chosen = await page.evaluate(() => window.fmnExplorer.chosen[1]);
   const share = await shown(page, "share").textContent();
   const problems = share === `${chosen}%` ? [] : [`where motion is reduced, it begins with a share of ${share}`];
@@ -162,3 +167,10 @@ export async function weight(page, url) {
   }
   return total > HEAVY ? [`the page weighs ${Math.round(total / 1000)} kB`] : [];
 }
+
+export const VISITS = [
+  [{}, explorer],
+  [{}, opening],
+  [{ reducedMotion: "reduce" }, calm],
+  [{ javaScriptEnabled: false }, scriptsOff],
+];

@@ -1,6 +1,7 @@
 // HTML that breaks a page in one way, and what the checks must say of it. They go into one page
 // together, except those that would hide others.
 import { DEAD } from "./explorer.mjs";
+import { DEAD as DARK } from "./film.mjs";
 import { COLAB } from "./site.mjs";
 
 const ALT = "A description that is long enough for anybody.";
@@ -69,4 +70,32 @@ export const EXPLORER_FAULTS = [
   { fault: "<style>.explorer button[hidden] { display: block !important }</style>", says: "although motion is to be reduced" },
   { fault: before("IntersectionObserver.prototype.observe = () => {}"), says: "nothing is mixed in by itself" },
   { fault: [1, 2, 3, 4].map((n) => `<script src="${MATHJAX}?${n}"></script>`).join(""), says: "the page weighs", alone: true },
+];
+
+const reel = (change) =>
+  before(`let given; Object.defineProperty(window, "fmnFilm", { get: () => given, set(d) { ${change}; given = d } })`);
+
+// The same for the film.
+export const FILM_FAULTS = [
+  { fault: reel("d.lost[40] += 50"), says: "epoch 40: area lost" },
+  { fault: reel("d.right[7] += 50"), says: "epoch 7: area right", alone: true },
+  { fault: reel("d.predicted = d.predicted.replace(/A/g, 'B')"), says: "area forgotten", alone: true },
+  { fault: reel("d.border.reverse()"), says: "the true border is not drawn", alone: true },
+  { fault: reel("delete d.points"), says: DARK, alone: true },
+  { fault: after("document.querySelector('.film .gone').setAttribute = () => {}"), says: "cells tinted", alone: true },
+  { fault: before("addEventListener('keydown', (e) => e.preventDefault(), true)"), says: "the keyboard does not move" },
+  { fault: after("document.querySelector('.film [role=status]').removeAttribute('aria-live')"), says: "nothing is said of" },
+  { fault: "<style>.film-key { font-size: 6px !important }</style>", says: "text of 6 px" },
+  { fault: "<style>.explorer-still { display: none }</style>", says: "without scripts there is no picture" },
+  { fault: "<style>.film button[hidden] { display: block !important }</style>", says: "although motion is to be reduced" },
+  { fault: before("window.setInterval = () => 1"), says: "the film does not play", alone: true },
+  { fault: before("window.clearInterval = () => {}"), says: "the film plays on after a pause", alone: true },
+  { fault: after("document.querySelector('.film button').click()"), says: "the film plays by itself", alone: true },
+  { fault: [1, 2].map((n) => `<script src="${MATHJAX}?/film/${n}"></script>`).join(""), says: "the film weighs", alone: true },
+];
+
+// For the cheat sheet, on paper.
+export const SHEET_FAULTS = [
+  { fault: "<p style='height: 20cm'>long</p>", says: "the cheat sheet is printed on 2 pages" },
+  { fault: "<style>@page { size: letter }</style>", says: "the cheat sheet is not on A4 but on 612 x 792" },
 ];

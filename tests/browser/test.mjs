@@ -5,12 +5,14 @@ import { join } from "node:path";
 import { chromium } from "playwright-core";
 import * as checks from "./checks.mjs";
 import * as explorer from "./explorer.mjs";
-import { EXPLORER_FAULTS, FAULTS } from "./faults.mjs";
+import * as film from "./film.mjs";
+import { EXPLORER_FAULTS, FAULTS, FILM_FAULTS, SHEET_FAULTS } from "./faults.mjs";
 import { CHAPTERS, HTML, PAGES, PATIENCE, serve } from "./site.mjs";
 
 const WORKERS = 3;
 const SCHEMES = ["light", "dark"];
 const WIDTHS = [1280, 375];
+const SHEET = "book/cheat_sheet.html";
 const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
 
 const pages = process.argv.length > 2 ? process.argv.slice(2) : PAGES;
@@ -76,43 +78,68 @@ async function bite(faults) {
   }
 }
 
-// The forgetting explorer of a page, touched and untouched, calm, and without scripts.
-async function tryExplorer(name, fault = "") {
+// What moves on a page: touched and untouched, calm, and without scripts.
+async function tryApp(app, name, fault = "") {
   const url = `${address}/${name}${fault && `?fault=${encodeURIComponent(fault)}`}`;
-  const viewport = { width: WIDTHS[0], height: 900 };
-  const visit = (options, check) =>
-    inContext({ viewport, ...options }, async (context) => {
+  const found = [];
+  for (const [options, check] of app.VISITS) {
+    await inContext({ viewport: { width: WIDTHS[0], height: 900 }, ...options }, async (context) => {
       const { page, problems } = await checks.open(context, url);
-      return [...problems, ...(await check(page))];
+      found.push(...problems, ...(await check(page)));
     });
-  const touched = await visit({}, explorer.explorer);
-  if (touched.includes(explorer.DEAD)) return touched;
-  return [
-    ...touched,
-    ...(await visit({}, explorer.opening)),
-    ...(await visit({ reducedMotion: "reduce" }, explorer.calm)),
-    ...(await visit({ javaScriptEnabled: false }, explorer.scriptsOff)),
-    ...(await inContext({}, async (context) => explorer.weight(await context.newPage(), url))),
-  ];
+    if (found.includes(app.DEAD)) break;
+  }
+  return found;
 }
 
-async function explore(name) {
-  failures.push(...(await tryExplorer(name)).map((problem) => `${name}: ${problem}`));
+async function tryExplorer(name, fault) {
+  const found = await tryApp(explorer, name, fault);
+  const url = `${address}/${name}${fault ? `?fault=${encodeURIComponent(fault)}` : ""}`;
+  return [...found, ...(await inContext({}, async (context) => explorer.weight(await context.newPage(), url)))];
+}
+
+const tryFilm = (name, fault) => tryApp(film, name, fault);
+
+async function explore(attempt, name) {
+  failures.push(...(await attempt(name)).map((problem) => `${name}: ${problem}`));
 }
 
 // As the reader has it who downloaded the book.
-async function exploreFile(name) {
+async function exploreFile(app, name) {
   await inContext({}, async (context) => {
     const { page, problems } = await checks.open(context, `file://${join(HTML, name)}`);
-    const counted = await explorer.explorer(page);
+    const [[, check]] = app.VISITS;
+    const counted = await check(page);
     failures.push(...[...problems, ...counted].map((problem) => `${name} as a file: ${problem}`));
   });
 }
 
-async function biteExplorer(faults) {
+async function biteApp(attempt, name, faults) {
   const html = faults.map(({ fault }) => fault).join("");
-  const reported = await tryExplorer(explorer.EXPLORERS[0], html);
+  const reported = await attempt(name, html);
   for (const { fault, says } of faults) {
+    if (!reported.some((problem) => problem.includes(says))) failures.push(`no check reports "${says}" for ${fault}`);
+  }
+}
+
+// Those faults together that do not hide each other, the others alone.
+function bites(attempt, name, faults) {
+  const groups = [faults.filter(({ alone }) => !alone), ...faults.filter(({ alone }) => alone).map((fault) => [fault])];
+  return groups.map((group) => () => biteApp(attempt, name, group));
+}
+
+async function sheet(fault = "") {
+  const url = `${address}/${SHEET}${fault && `?fault=${encodeURIComponent(fault)}`}`;
+  return inContext({}, async (context) => {
+    const { page, problems } = await checks.open(context, url);
+    return [...problems, ...(await checks.sheet(page))];
+  });
+}
+
+async function printSheet() {
+  failures.push(...(await sheet()));
+  for (const { fault, says } of SHEET_FAULTS) {
+    const reported = await sheet(fault);
     if (!reported.some((problem) => problem.includes(says))) failures.push(`no check reports "${says}" for ${fault}`);
   }
 }
@@ -131,14 +158,18 @@ async function findNothing() {
   });
 }
 
+const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().length;
 const jobs = [
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
-  ...explorer.EXPLORERS.filter((name) => pages.includes(name)).map((name) => () => explore(name)),
-  () => exploreFile(explorer.EXPLORERS[0]),
-  () => biteExplorer(EXPLORER_FAULTS.filter(({ alone }) => !alone)),
-  ...EXPLORER_FAULTS.filter(({ alone }) => alone).map((fault) => () => biteExplorer([fault])),
+  ...explorer.EXPLORERS.filter((name) => pages.includes(name)).map((name) => () => explore(tryExplorer, name)),
+  () => exploreFile(explorer, explorer.EXPLORERS[0]),
+  ...bites(tryExplorer, explorer.EXPLORERS[0], EXPLORER_FAULTS),
+  () => explore(tryFilm, film.FILM),
+  () => exploreFile(film, film.FILM),
+  ...bites(tryFilm, film.FILM, FILM_FAULTS),
+  printSheet,
   ...TERMS.map((term) => () => find(term)),
   findNothing,
 ];
@@ -155,6 +186,6 @@ const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
-    `${FAULTS.length + EXPLORER_FAULTS.length} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
+    `${faults} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
 );
 process.exit(failures.length ? 1 : 0);
