@@ -19,9 +19,18 @@ import torch
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError, Paused, RunConfig
-from fmnlib.distillation import Member, average, distill, members_of, student_config
+from fmnlib.distillation import (
+    Member,
+    average,
+    corrected_config,
+    distill,
+    members_of,
+    student_config,
+    train_corrected,
+)
 from fmnlib.files import data_root
-from fmnlib.fusion import Fusion
+from fmnlib.fusion import Fusion, single
+from fmnlib.noise import estimated_matrix
 from fmnlib.record import RunRecord
 from fmnlib.training import pick_device, train
 
@@ -86,6 +95,16 @@ def averaged(config: RunConfig, name: str, fusion: Fusion) -> Job:
     """The job of averaging the weights of a fusion's checkpoints ("Averaged KF")."""
     members = members_of(config, folder(config), fusion)
     return Job(student_config(config, f"averaged_{name}", members), tuple(members), average)
+
+
+def corrected(config: RunConfig, val: RunRecord) -> Job:
+    """The job of training a run anew, its loss corrected for its noise matrix (GLC).
+
+    The matrix is `fmnlib.noise.estimated_matrix` of the run's validation half.
+    """
+    matrix, final = estimated_matrix(val), members_of(config, folder(config), single(val))
+    make = functools.partial(train_corrected, matrix=matrix)
+    return Job(corrected_config(config, matrix), tuple(final), make)
 
 
 def obtain(
