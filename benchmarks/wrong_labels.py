@@ -45,11 +45,11 @@ ITEM = "wrong_labels"
 NOISY = [("symmetric", 0.4), ("asymmetric", 0.4)]
 SEEDS, TUNED_ON = range(5), 100
 GRIDS: dict[str, list[tuple[float, ...]]] = {  # the first is the library's default
+    "elr": [(3.0, 0.7), (1.0, 0.7), (3.0, 0.9), (7.0, 0.9)],
     "gce": [(0.7,), (0.3,), (0.5,), (0.9,)],
     "sce": [(0.1, 1.0), (0.5, 1.0), (1.0, 1.0), (6.0, 0.1)],
-    "elr": [(3.0, 0.7), (1.0, 0.7), (3.0, 0.9), (7.0, 0.9)],
-    "sat": [(0.9, 0.3), (0.9, 0.15), (0.7, 0.3), (0.7, 0.15)],
-    "ps_kd": [(0.8,), (0.5,), (1.0,)],
+    "sat": [(0.9, 0.3), (0.9, 0.15), (0.7, 0.3)],
+    "ps_kd": [(0.8,), (0.5,)],
 }
 WAYS = {
     "single": single,
@@ -57,8 +57,11 @@ WAYS = {
     "kf": knowledge_fusion,
     "anchored_kf": partial(knowledge_fusion, start="best"),
 }
-VIEWS = {"teacher_views": 8}
-REFINED = VIEWS | {"labels": "refined", "soft_share": 0.5}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "refined": {"teacher_views": 8, "soft_share": 0.5, "labels": "refined"},
+    "propagated": {"teacher_views": 8, "soft_share": 0.5},
+    "gated": {"teacher_views": 8},
+}
 NEIGHBOURS, SPREAD = 20, 0.99  # of the graph; the share of a label that is passed on
 
 
@@ -100,23 +103,15 @@ def chosen(rows: Iterable[dict[str, Any]], loss: str) -> tuple[float, ...]:
 
 
 def in_every_way(name: str, jobs: Sequence[RunConfig | Job]) -> list[Result]:
-    """The scores of runs in all ways, and of a student with refined labels of each."""
-    records = obtain(jobs)
+    """The scores of runs in all ways of using their epochs."""
     ways = {f"{name}_{way}": choose for way, choose in WAYS.items()}
-    return scored(records, (), ways, item=ITEM) + of_students(
-        f"{name}_refined_kf", [refined(record) for record in records]
-    )
+    return scored(obtain(jobs), (), ways, item=ITEM)
 
 
-def refined(record: RunRecord) -> Job:
-    """The student with refined labels of the papers' Knowledge Fusion of a run."""
-    assert record.config is not None
-    return runs.student(record.config, "kf", knowledge_fusion(validation(record)), **REFINED)
-
-
-def of_students(method: str, jobs: Sequence[Job]) -> list[Result]:
-    """The scores of single networks."""
-    return scored(obtain(jobs), (), {method: single}, item=ITEM)
+def of_students(name: str, kind: str, records: Sequence[RunRecord]) -> list[Result]:
+    """The scores of students of runs, of a kind of `STUDENTS`."""
+    students = obtain([student_of(record, kind) for record in records])
+    return scored(students, (), {f"{name}_{kind}_kf": single}, item=ITEM)
 
 
 def of_two_runs(config: RunConfig) -> Iterator[Result]:
@@ -147,9 +142,10 @@ def propagated(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     similarity; with W = D^(-1/2) (A + A^T) D^(-1/2), (I - 0.99 W) Z = Y is solved by conjugate
     gradients, and the label is the largest of a row of Z (Iscen et al., 2019).
 
-    >>> corners = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0]])
-    >>> propagated(corners.repeat(9, axis=0), np.arange(45) % 9 // 6 ^ np.arange(45) // 27, 2)[::9]
-    array([0, 0, 0, 1, 1])
+    >>> features = np.array([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 30)
+    >>> given = np.array([0] * 20 + [1] * 35 + [0] * 5)
+    >>> propagated(features, given, 2).tolist() == [0] * 30 + [1] * 30
+    True
     """
     from scipy.sparse import diags, identity
     from scipy.sparse.linalg import cg
@@ -214,32 +210,51 @@ def teach(
     return train(config, folder, device=device, data=data, criterion=loss, progress=False)
 
 
-def student_of(record: RunRecord, kind: str, **student: Any) -> Job:
-    """The job of a student of Knowledge Fusion of one of these kinds."""
+def student_of(record: RunRecord, kind: str) -> Job:
+    """The job of a student of the papers' Knowledge Fusion of a run, of a kind of `STUDENTS`."""
     assert record.config is not None
     found = knowledge_fusion(validation(record))
-    job = runs.student(record.config, f"kf_{kind}", found, **student)
+    if kind == "refined":
+        return runs.student(record.config, "kf", found, **STUDENTS[kind])
+    job = runs.student(record.config, f"kf_{kind}", found, **STUDENTS[kind])
     return dataclasses.replace(job, make=partial(teach, kind=kind))
 
 
-def main() -> None:
-    """Measure everything, and write it."""
-    tuned = list(tuning())
-    plain = configs(SEEDS)
-    results = in_every_way("cross_entropy", plain)
+def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
+    """The scores of one group of methods after another, students last."""
+    trained: dict[str, Sequence[RunConfig | Job]] = {"cross_entropy": configs(SEEDS)}
     for loss in GRIDS:
         values = chosen(tuned, loss)
-        print(loss, values, flush=True)
-        results += in_every_way(loss, configs(SEEDS, loss=loss, loss_parameters=values))
-    records = obtain(plain)
-    corrected = [runs.corrected(c, validation(r)) for c, r in zip(plain, records, strict=True)]
-    results += in_every_way("glc", corrected)
-    results += [result for config in plain for result in of_two_runs(config)]
-    kinds = {"propagated": VIEWS | {"soft_share": 0.5}, "gated": VIEWS}
-    for kind, student in kinds.items():
-        results += of_students(f"{kind}_kf", [student_of(r, kind, **student) for r in records])
-    content = {"tuning": tuned, "results": [dataclasses.asdict(r) for r in results]}
-    write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())
+        trained[loss] = configs(SEEDS, loss=loss, loss_parameters=values)
+    plain = obtain(trained["cross_entropy"])
+    trained["glc"] = [
+        runs.corrected(config, validation(record))
+        for config, record in zip(configs(SEEDS), plain, strict=True)
+    ]
+    for name, jobs in trained.items():
+        yield in_every_way(name, jobs)
+    yield [result for config in configs(SEEDS) for result in of_two_runs(config)]
+    clean = replicates("quick", [("none", 0.0)], list(SEEDS), ["augmented"])
+    yield in_every_way("cross_entropy", clean)
+    values = chosen(tuned, "elr")
+    changed = [dataclasses.replace(c, loss="elr", loss_parameters=values) for c in clean]
+    yield in_every_way("elr", changed)
+    for name in ("cross_entropy", "elr", "gce", "glc"):
+        yield of_students(name, "refined", obtain(trained[name]))
+    for kind in ("propagated", "gated"):
+        yield of_students("cross_entropy", kind, plain)
+    for name in ("sce", "sat", "ps_kd"):
+        yield of_students(name, "refined", obtain(trained[name]))
+
+
+def main() -> None:
+    """Measure everything, and write what there is after each group."""
+    tuned, results = list(tuning()), []
+    for found in measured(tuned):
+        results += [dataclasses.asdict(result) for result in found]
+        content = {"tuning": tuned, "results": results}
+        write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())
+        print(results[-1]["method"], flush=True)
 
 
 if __name__ == "__main__":

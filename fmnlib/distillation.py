@@ -199,7 +199,7 @@ def train_corrected(
 
     Args:
         config: Of `corrected_config`, for this matrix.
-        members: The network that the matrix was estimated with; it is not read.
+        members: None are needed.
         folder: The run's own folder.
         matrix: T, `[classes, classes]`: which given labels the samples of each class have.
         device: As in `train`.

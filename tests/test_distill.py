@@ -169,7 +169,9 @@ def test_a_corrected_run_is_named_by_its_matrix(trained, tmp_path, monkeypatch):
     job = runs.corrected(SMALL, val)
     matrix = estimated_matrix(val)
     assert job.config == corrected_config(SMALL, matrix)
-    assert [(m.config, m.epoch) for m in job.members] == [(SMALL, 3)]
+    [record] = runs.obtain([job], workers=1, progress=False)
+    assert (record.config, len(record.kept)) == (job.config, 4)
+    assert not runs.complete(SMALL)  # nothing of it is needed
     other = matrix[::-1]
     assert corrected_config(SMALL, other).id != job.config.id
     with pytest.raises(InputError, match="the noise matrix is glc-.* and the run glc-"):
