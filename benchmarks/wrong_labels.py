@@ -234,11 +234,11 @@ def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
     for name, jobs in trained.items():
         yield in_every_way(name, jobs)
     yield [result for config in configs(SEEDS) for result in of_two_runs(config)]
-    clean = replicates("quick", [("none", 0.0)], list(SEEDS), ["augmented"])
-    yield in_every_way("cross_entropy", clean)
-    values = chosen(tuned, "elr")
-    changed = [dataclasses.replace(c, loss="elr", loss_parameters=values) for c in clean]
-    yield in_every_way("elr", changed)
+    robust = {"loss": "elr", "loss_parameters": chosen(tuned, "elr")}
+    for noise, regime in (([("none", 0.0)], "augmented"), (NOISY, "memorising")):
+        for name, changes in (("cross_entropy", {}), ("elr", robust)):
+            found = replicates("quick", noise, list(SEEDS), [regime], **changes)
+            yield in_every_way(name, found)
     for name in ("cross_entropy", "elr", "gce", "glc"):
         yield of_students(name, "refined", obtain(trained[name]))
     for kind in ("propagated", "gated"):
