@@ -44,7 +44,7 @@ class StudentConfig:
     """What a network made from an ensemble adds to the settings of its run."""
 
     teacher: str = ""
-    """Name of the ensemble that the network is made from, with a digest of its weights."""
+    """What the network is made from: an ensemble, or a noise matrix (glc); with a digest of it."""
     temperature: float = _range(2.0, 0.01)
     """Softens teacher and student in the soft-target loss, T."""
     soft_share: float = _range(0.9, 0, 1)

@@ -1,6 +1,7 @@
-"""One network of the original size from a weighted ensemble of checkpoints.
+"""One network of the original size from checkpoints of a run.
 
-By distillation ("Distilled KF"), or by averaging the weights themselves ("Averaged KF").
+By distillation ("Distilled KF"), by averaging the weights themselves ("Averaged KF"), or trained
+anew with a loss that is corrected for the noise that the run has met.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +22,7 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import InputError, RunConfig, StudentConfig
 from fmnlib.data import Batch, DataSet, load, sample_crop_flip
 from fmnlib.fusion import Fusion
+from fmnlib.losses import forward_corrected
 from fmnlib.models import autocast, load_average, mix_probs
 from fmnlib.parallel import join
 from fmnlib.record import RunRecord
@@ -27,6 +31,7 @@ from fmnlib.step import Criterion
 from fmnlib.training import build_model, pick_device, predict, train
 
 Teacher = Sequence[tuple[nn.Module, float]]  # networks, and weights of sum 1
+Matrix = Float[np.ndarray, "classes classes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +174,53 @@ def with_view_pool(config: RunConfig, data: DataSet) -> DataSet:
     samples, side = len(data.labels), data.shape[-1]
     pool = [sample_crop_flip(config.augment, side, samples, generator) for _ in range(views)]
     return dataclasses.replace(data, view_pool=torch.stack(pool))
+
+
+def corrected_config(config: RunConfig, matrix: Matrix) -> RunConfig:
+    """The config of a run whose loss is corrected for a noise matrix, named by its digest."""
+    numbers = " ".join(f"{share:.6f}" for share in matrix.flat)
+    digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
+    student = StudentConfig(teacher=f"glc-{digest}")
+    return dataclasses.replace(config, loss="cross_entropy", loss_parameters=(), student=student)
+
+
+def train_corrected(
+    config: RunConfig,
+    members: Sequence[Member],
+    folder: Path,
+    *,
+    matrix: Matrix,
+    device: str = "auto",
+) -> RunRecord:
+    """Train with `fmnlib.losses.forward_corrected` and return the record, of all epochs.
+
+    With a matrix from `fmnlib.noise.estimated_matrix` this is the gold loss correction of
+    Hendrycks et al. (2018), whose trusted samples choose here and are not trained on.
+
+    Args:
+        config: Of `corrected_config`, for this matrix.
+        members: None are needed.
+        folder: The run's own folder.
+        matrix: T, `[classes, classes]`: which given labels the samples of each class have.
+        device: As in `train`.
+
+    Raises:
+        InputError: If the matrix does not fit the config or the data.
+    """
+    if corrected_config(config, matrix) != config:
+        name = corrected_config(config, matrix).teacher
+        raise InputError(f"the noise matrix is {name} and the run {config.teacher or 'plain'}; "
+                         "make the config with corrected_config")  # fmt: skip
+    data = load(config, join(pick_device(device))[1])
+    if matrix.shape != (data.classes, data.classes):
+        shape, wanted = " x ".join(map(str, matrix.shape)), f"{data.classes} x {data.classes}"
+        raise InputError(f"the noise matrix is {shape}; give {wanted}")
+    noise = torch.tensor(matrix, dtype=torch.float32, device=data.device)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return forward_corrected(logits, data.labels[batch.index], noise)
+
+    return train(config, folder, device=device, data=data, criterion=loss, progress=False)
 
 
 def average(

@@ -101,6 +101,19 @@ def progressive_self_distillation(
     return (1 - share) * given + share * remembered, logits.detach().softmax(1)
 
 
+def forward_corrected(logits: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
+    """-log sum_i T_iy p_i: cross-entropy of given labels, T_ij of which of class i are j.
+
+    Patrini et al. (2017). Entries of T below 1e-12 count as 1e-12.
+
+    >>> matrix = torch.tensor([[0.7, 0.3], [0.1, 0.9]])  # -log(0.5 * 0.7 + 0.5 * 0.1)
+    >>> forward_corrected(torch.zeros(1, 2), torch.tensor([0]), matrix)
+    tensor([0.9163])
+    """
+    given = matrix.clamp_min(1e-12).log().T[labels]
+    return -torch.logsumexp(logits.log_softmax(1) + given, dim=1)
+
+
 def parameters(config: RunConfig) -> tuple[float, ...]:
     """The parameters of a run's loss, in the order of `LOSSES`.
 

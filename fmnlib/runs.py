@@ -19,9 +19,18 @@ import torch
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError, Paused, RunConfig
-from fmnlib.distillation import Member, average, distill, members_of, student_config
+from fmnlib.distillation import (
+    Member,
+    average,
+    corrected_config,
+    distill,
+    members_of,
+    student_config,
+    train_corrected,
+)
 from fmnlib.files import data_root
 from fmnlib.fusion import Fusion
+from fmnlib.noise import estimated_matrix
 from fmnlib.record import RunRecord
 from fmnlib.training import pick_device, train
 
@@ -35,8 +44,9 @@ class Job:
 
     Attributes:
         config: Names the record.
-        members: Checkpoints to make it from; none where it is trained.
-        make: How: `distill`, or a function of its kind that takes no progress bar.
+        members: Checkpoints to make it from; none where it is trained on data alone.
+        make: How: `distill` (a plain run where there are no members), or a function of its kind
+            that takes no progress bar.
     """
 
     config: RunConfig
@@ -86,6 +96,16 @@ def averaged(config: RunConfig, name: str, fusion: Fusion) -> Job:
     """The job of averaging the weights of a fusion's checkpoints ("Averaged KF")."""
     members = members_of(config, folder(config), fusion)
     return Job(student_config(config, f"averaged_{name}", members), tuple(members), average)
+
+
+def corrected(config: RunConfig, val: RunRecord) -> Job:
+    """The job of training a run anew, its loss corrected for its noise matrix (GLC).
+
+    The matrix is `fmnlib.noise.estimated_matrix` of the run's validation half.
+    """
+    matrix = estimated_matrix(val)
+    make = functools.partial(train_corrected, matrix=matrix)
+    return Job(corrected_config(config, matrix), make=make)
 
 
 def obtain(
@@ -198,7 +218,7 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
     """Make one job in its folder."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
-    if not job.members:
+    if job.make is distill and not job.members:
         train(job.config, path, device=device, progress=progress, deadline=deadline)
     else:
         options = {"progress": progress, "deadline": deadline} if job.make is distill else {}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import labels, training, verdict
+from benchmarks import labels, training, verdict, wrong_labels
 from benchmarks.machine import Machine, measure, work
 from benchmarks.report import report, row
 from benchmarks.usual import Script
-from fmnlib import InputError, RunConfig, RunRecord, diagnose, train
+from fmnlib import InputError, RunConfig, RunRecord, diagnose, runs, train
+from fmnlib.config import StudentConfig
 from fmnlib.data import load
+from fmnlib.distillation import soft_target_loss
 from fmnlib.training import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -209,3 +212,91 @@ def test_the_ranking_of_labels_is_measured_for_every_case():
         assert {"anchored_kf", "single", "cleanlab_normalized_margin"} <= found.keys()
         cost = found["cleanlab_normalized_margin"]["seconds"] / found["anchored_kf"]["seconds"]
         assert cost > 5, case
+
+
+def test_labels_spread_over_the_graph_as_its_equation_says():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8))
+    true = np.arange(90) % 3
+    features = centres[true] + 0.4 * rng.normal(size=(90, 8))
+    given = np.where(rng.random(90) < 0.4, rng.integers(0, 3, 90), true)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    graph = np.zeros((90, 90))
+    for i in range(90):
+        nearest = np.argsort(-cosine[i])[: wrong_labels.NEIGHBOURS]
+        graph[i, nearest] = np.maximum(cosine[i, nearest], 0) ** 3
+    graph += graph.T
+    scale = graph.sum(axis=1) ** -0.5
+    system = np.eye(90) - 0.99 * scale[:, None] * graph * scale
+    expected = np.linalg.solve(system, np.eye(3)[given]).argmax(axis=1)
+    found = wrong_labels.propagated(features, given, 3)
+    np.testing.assert_array_equal(found, expected)
+    assert (found == true).mean() > (given == true).mean() + 0.2
+
+
+def test_the_soft_term_counts_while_its_gradient_agrees_with_that_of_the_labels():
+    student = StudentConfig(temperature=2.0, soft_share=0.9)
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
+    labels = torch.tensor([1, 0])
+    for probs in ([[0.1, 0.8, 0.1], [0.7, 0.2, 0.1]], [[0.9, 0.0, 0.1], [0.0, 0.9, 0.1]]):
+        shown, teacher = logits.clone().requires_grad_(), torch.tensor(probs)
+        soft = soft_target_loss(
+            shown, teacher, labels, dataclasses.replace(student, soft_share=1.0)
+        )
+        hard = torch.nn.functional.cross_entropy(shown, labels, reduction="none")
+        of_soft, of_hard = (torch.autograd.grad(x.sum(), shown)[0] for x in (soft, hard))
+        agree = (of_soft * of_hard).sum() > 0
+        assert agree == (probs[0][1] == 0.8)  # this teacher believes the labels, the other not
+        expected = 0.9 * soft * agree + 0.1 * hard
+        found = wrong_labels.gated_loss(shown, teacher, labels, student)
+        torch.testing.assert_close(found, expected)
+
+
+def test_of_equal_settings_of_a_loss_the_first_is_chosen():
+    rows = [
+        {"loss": loss, "parameters": values, "accuracy": accuracy}
+        for loss, values, accuracy in [
+            ("elr", [3.0, 0.7], 0.5),
+            ("elr", [3.0, 0.7], 0.75),
+            ("elr", [1.0, 0.7], 0.75),
+            ("elr", [1.0, 0.7], 0.5),
+            ("elr", [7.0, 0.9], 0.25),
+            ("gce", [0.5], 1.0),
+        ]
+    ]
+    assert wrong_labels.chosen(rows, "elr") == (3.0, 0.7)
+    assert wrong_labels.chosen(rows[:2] + rows[2:3] * 2, "elr") == (1.0, 0.7)
+
+
+def test_methods_for_wrong_labels_are_measured_on_every_seed():
+    content = json.loads(wrong_labels.OUT.read_text())
+    tried = {(row["loss"], tuple(row["parameters"])) for row in content["tuning"]}
+    assert tried == {(k, v) for k, grid in wrong_labels.GRIDS.items() for v in grid}
+    names = {"elr": "ELR", "gce": "GCE", "sce": "SCE", "sat": "SAT", "ps_kd": "PS-KD"}
+    chosen = {k: wrong_labels.chosen(content["tuning"], k) for k in wrong_labels.GRIDS}
+    text = "; ".join(f"{names[k]} {', '.join(map(str, v))}" for k, v in chosen.items())
+    assert f"Chosen were {text}, in the order" in (ROOT / "book" / "choices.md").read_text()
+    seeds = {}
+    for result in content["results"]:
+        seeds.setdefault((result["setting"], result["method"]), set()).add(result["seed"])
+    assert all(found == set(wrong_labels.SEEDS) for found in seeds.values())
+    for setting in ("augmented_sym40", "augmented_asym40"):
+        for name in ("cross_entropy", *wrong_labels.GRIDS, "glc"):
+            assert {(setting, f"{name}_{way}") for way in wrong_labels.WAYS} <= seeds.keys()
+        for method in ("better_early_stopping", "both_kf", "cross_entropy_refined_kf"):
+            assert (setting, method) in seeds
+
+
+@pytest.mark.parametrize("kind", ["propagated", "gated"])
+def test_students_of_either_kind_are_trained(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path))
+    few = {"epochs": 4, "train_samples": 200, "eval_samples": 200, "keep_every": 1}
+    plain = wrong_labels.obtain(wrong_labels.configs([0], **few))
+    found = wrong_labels.of_students("cross_entropy", kind, plain)
+    names = {(r.setting, r.method) for r in found}
+    assert names == {(r.config.condition, f"cross_entropy_{kind}_kf") for r in plain}
+    student = runs.obtain([wrong_labels.student_of(plain[0], "refined")], workers=1)[0]
+    other = runs.obtain([wrong_labels.student_of(plain[0], kind)], workers=1)[0]
+    assert not np.array_equal(student.probs, other.probs)

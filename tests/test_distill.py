@@ -10,15 +10,19 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.data import Batch, load
 from fmnlib.distillation import (
     average,
+    corrected_config,
     distill,
     load_network,
     members_of,
     student_config,
     teacher_criterion,
+    train_corrected,
     with_view_pool,
 )
+from fmnlib.files import Transaction
 from fmnlib.fusion import Fusion, knowledge_fusion
 from fmnlib.models import average_weights
+from fmnlib.noise import confused_with, estimated_matrix
 from fmnlib.training import predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.4, train_samples=200, eval_samples=200, epochs=4)
@@ -139,3 +143,62 @@ def test_a_student_of_few_views_learns(trained, tmp_path):
     config = dataclasses.replace(few, augment="crop", epochs=8)
     student = distill(config, members, tmp_path / "student", device="cpu", progress=False)
     assert student.accuracy[-1] > record.accuracy[-1] - 0.1
+
+
+def corrected(job, folder):
+    return job.make(job.config, job.members, folder, device="cpu")
+
+
+def test_a_run_that_is_corrected_for_its_noise_reads_through_a_known_confusion(tmp_path):
+    """With the true matrix of asymmetric noise most confused samples come back."""
+    noisy = RunConfig(noise="asymmetric", noise_rate=0.4, epochs=12)
+    matrix = np.eye(10)
+    for source, target in confused_with("digits", 10).items():
+        matrix[source, [source, target]] = 0.6, 0.4
+    config = corrected_config(noisy, matrix)
+    record = train_corrected(config, (), tmp_path / "glc", matrix=matrix, device="cpu")
+    plain = train(noisy, tmp_path / "plain", device="cpu", progress=False)
+    assert record.accuracy[-1] > plain.accuracy[-1] + 0.05
+    assert len(record.kept) == 12  # it can be fused like any other
+
+
+def test_a_corrected_run_is_named_by_its_matrix(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path))
+    _, record, _ = trained
+    val, _ = record.split(0)
+    job = runs.corrected(SMALL, val)
+    matrix = estimated_matrix(val)
+    assert job.config == corrected_config(SMALL, matrix)
+    [record] = runs.obtain([job], workers=1, progress=False)
+    assert (record.config, len(record.kept)) == (job.config, 4)
+    assert not runs.complete(SMALL)  # nothing of it is needed
+    other = matrix[::-1]
+    assert corrected_config(SMALL, other).id != job.config.id
+    with pytest.raises(InputError, match="the noise matrix is glc-.* and the run glc-"):
+        train_corrected(job.config, (), tmp_path, matrix=other)
+    with pytest.raises(InputError, match="and the run plain; make the config with corrected_"):
+        train_corrected(SMALL, (), tmp_path, matrix=other)
+    small = np.eye(3)
+    with pytest.raises(InputError, match="the noise matrix is 3 x 3; give 10 x 10"):
+        train_corrected(corrected_config(SMALL, small), (), tmp_path / "x", matrix=small)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_corrected_run_that_is_stopped_goes_on_with_the_same_bits(
+    trained, tmp_path, monkeypatch
+):
+    job = runs.corrected(SMALL, trained[1].split(0)[0])
+    whole = corrected(job, tmp_path / "whole")
+    write = Transaction.write
+
+    def die(batch, path, content):
+        if path.name == "epoch_0002.safetensors":
+            raise KeyboardInterrupt
+        write(batch, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            corrected(job, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "record.npz").exists()
+    np.testing.assert_array_equal(whole.probs, corrected(job, tmp_path / "stopped").probs)

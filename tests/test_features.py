@@ -10,7 +10,7 @@ from fmnlib import RunConfig, runs
 from fmnlib.data import load
 from fmnlib.distillation import Member, load_network
 from fmnlib.paper import features
-from fmnlib.paper.features import _last_layer_inputs, pixels
+from fmnlib.paper.features import last_layer_inputs, pixels
 from fmnlib.paper.theory import truncated_predictions
 from fmnlib.training import build_model, predict
 
@@ -22,7 +22,7 @@ def test_the_last_layer_of_the_features_is_the_network(model):
     config = dataclasses.replace(SMALL, model=model)
     data = load(config)
     net = build_model(config, data)
-    features = _last_layer_inputs(net, data, data.eval_images)
+    features = last_layer_inputs(net, data, data.eval_images)
     last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
     again = features @ last.weight.detach().double().numpy().T + last.bias.detach().numpy()
     logits = predict(net, data, data.eval_images).numpy()
@@ -43,7 +43,7 @@ def test_the_record_of_a_networks_features(runs_root):
     assert runs.folder(SMALL).joinpath("record.npz").exists()  # its network was trained first
     data = load(SMALL)
     net = load_network(Member(SMALL, runs.folder(SMALL), 1, 1.0), data)
-    train, evaluated = (_last_layer_inputs(net, data, x) for x in (data.images, data.eval_images))
+    train, evaluated = (last_layer_inputs(net, data, x) for x in (data.images, data.eval_images))
     expected = truncated_predictions(train, data.labels.numpy(), evaluated, 10)
     np.testing.assert_array_equal(record.predicted, expected)
     np.testing.assert_array_equal(record.labels, data.eval_labels)

@@ -26,7 +26,7 @@ from fmnlib.fusion import Fusion
 from fmnlib.graph import EAGER_CALLS, Graphs
 from fmnlib.images import ImageFiles, Preprocessing
 from fmnlib.models import number_format
-from fmnlib.paper.features import _last_layer_inputs
+from fmnlib.paper.features import last_layer_inputs
 from fmnlib.parallel import World
 from fmnlib.step import Parts, Step, make_optimizer, make_scaler
 from fmnlib.training import build_model, train
@@ -306,7 +306,7 @@ def test_a_first_step_that_overflows_is_no_step(optimizer):
 def test_features_are_of_the_runs_number_format(precision):
     config = dataclasses.replace(SMALL, precision=precision)
     data = load(config)
-    found = _last_layer_inputs(build_model(config, data), data, data.eval_images, precision)
+    found = last_layer_inputs(build_model(config, data), data, data.eval_images, precision)
     rounded = torch.from_numpy(found).bfloat16().double().numpy()
     assert np.array_equal(found, rounded) == (precision == "bfloat16")
 

@@ -11,7 +11,13 @@ from fmnlib import InputError, RunConfig
 from fmnlib.config import LOSSES
 from fmnlib.data import load
 from fmnlib.distillation import Member, student_config
-from fmnlib.losses import begin_epoch, new_memory, parameters, sample_losses
+from fmnlib.losses import (
+    begin_epoch,
+    forward_corrected,
+    new_memory,
+    parameters,
+    sample_losses,
+)
 from fmnlib.training import build_model, train
 
 LABELS = torch.tensor([1, 2, 1, 0])  # of the training samples
@@ -132,6 +138,24 @@ def test_progressive_self_distillation_sees_the_epoch_before():
         np.testing.assert_allclose(gradient, (probs - target) / 2, atol=1e-6)
         before = probs
     np.testing.assert_allclose(targets[INDEX], before, rtol=1e-5)
+
+
+def test_the_corrected_loss_sums_over_the_classes_that_a_label_may_come_from():
+    matrix = np.array([[0.6, 0.4, 0.0], [0.1, 0.7, 0.2], [0.3, 0.0, 0.7]])
+    logits = FIRST.clone().requires_grad_()
+    losses = forward_corrected(logits, LABELS[INDEX], torch.tensor(matrix, dtype=torch.float32))
+    probs = softmax(FIRST)
+    first = probs[0, 0] * 0.6 + probs[0, 1] * 0.1 + probs[0, 2] * 0.3  # given 0
+    second = probs[1, 1] * 0.2 + probs[1, 2] * 0.7  # given 2, which class 0 never is
+    np.testing.assert_allclose(losses.detach(), [-np.log(first), -np.log(second)], rtol=1e-5)
+    losses.sum().backward()
+    come_from = probs * matrix[:, [0, 2]].T
+    come_from /= come_from.sum(1, keepdims=True)  # P(class | given), by Bayes' rule
+    np.testing.assert_allclose(logits.grad, probs - come_from, atol=1e-6)
+    for scale in (1e3, 1e5):
+        logits = (scale * FIRST).requires_grad_()
+        forward_corrected(logits, LABELS[INDEX], torch.eye(3)).sum().backward()
+        assert torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize("loss", ROBUST)

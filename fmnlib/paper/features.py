@@ -34,7 +34,7 @@ def pixels(images: Tensor) -> Float[np.ndarray, "samples features"]:
     return images.flatten(1).cpu().double().numpy() / 255
 
 
-def _last_layer_inputs(
+def last_layer_inputs(
     model: nn.Module, data: DataSet, images: Tensor | ImageFiles, precision: str = "auto"
 ) -> Float[np.ndarray, "samples features"]:
     """The inputs of a network's last linear layer, for uint8 images."""
@@ -55,8 +55,8 @@ def _predict_truncated(
 
     def fit(data: DataSet) -> RunRecord:
         net, labels = load_network(members[0], data), data.labels.cpu().numpy()
-        inputs = _last_layer_inputs(net, data, data.images, config.precision)
-        evaluated = _last_layer_inputs(net, data, data.eval_images, config.precision)
+        inputs = last_layer_inputs(net, data, data.images, config.precision)
+        evaluated = last_layer_inputs(net, data, data.eval_images, config.precision)
         return RunRecord(
             labels=data.eval_labels.cpu().numpy(),
             predicted=truncated_predictions(inputs, labels, evaluated, data.classes),
