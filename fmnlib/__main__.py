@@ -333,7 +333,7 @@ def grid_of_runs(
         out: Write scores and light records of the complete cells into this folder; cells that it
             holds already are not trained again.
         max_minutes: Stop after the last epoch that ends within this time.
-        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         device: cpu, cuda, or auto for a GPU if there is one.
         as_json: Print JSON.
     """

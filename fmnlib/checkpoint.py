@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
 from fmnlib.config import InputError, RunConfig
@@ -165,6 +165,11 @@ def _file(folder: Path, epoch: int) -> Path:
     return folder / f"state_{epoch % 2}.safetensors"
 
 
+def folder_lock(folder: Path) -> BaseFileLock:
+    """The lock of a run's folder; whoever holds it may acquire it again."""
+    return FileLock(folder / ".lock", is_singleton=True)
+
+
 @contextmanager
 def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
     """Lock a run's folder, made if need be, for the processes of `world`.
@@ -179,7 +184,7 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = folder_lock(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:

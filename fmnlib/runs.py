@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from tqdm.auto import tqdm
 
+from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.distillation import Member, average, distill, members_of, student_config
 from fmnlib.files import data_root
@@ -27,6 +30,7 @@ from fmnlib.training import pick_device, train
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 """Records of the quick profile that come with the repository."""
+_PATIENCE = 2.0  # seconds between looks at what other processes make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ def obtain(
         jobs: What to make; a config alone is trained.
         fresh: Leave the committed records aside.
         device: As in `fmnlib.training.train`.
-        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         progress: Show a bar.
         deadline: As in `fmnlib.training.train`.
 
@@ -158,33 +162,40 @@ def make_all(
     """Make jobs side by side until none is left; other arguments are as in `obtain`.
 
     `jobs` lists what is left to make, most urgent first, and is called again after each. On a CPU
-    each has one thread: so it is fastest, and its bits do not depend on its neighbours.
+    each has one thread: so it is fastest, and its bits do not depend on its neighbours. Each goes
+    to the GPU with the fewest. What another process makes meanwhile is left to it.
 
     Raises:
         Paused: If jobs are left for the deadline.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; allowed is at least 1")
-    workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
+    places = local_devices(device)
+    workers = workers or (len(places) if "cuda" in places[0] else os.cpu_count() or 1)
     if workers == 1:
-        while todo := jobs():
-            make(todo[0], folder(todo[0].config), device, progress, deadline)
+
+        def at_once(job: Job) -> Future[bool]:
+            future: Future[bool] = Future()
+            path = folder(job.config)
+            future.set_result(make(job, path, places[0], progress, deadline))
+            return future
+
+        follow(jobs, at_once, 1, progress=False)
         return
     if not jobs():
         return
     pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
-    running: dict[Future[None], str] = {}
+    given: dict[Future[bool], str] = {}
+
+    def submit(job: Job) -> Future[bool]:
+        busy = [place for future, place in given.items() if not future.done()]
+        place, path = min(places, key=busy.count), folder(job.config).absolute()
+        future = pool.submit(make, job, path, place, False, deadline)
+        given[future] = place
+        return future
+
     try:
-        with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
-            while (todo := jobs()) or running:
-                todo = [job for job in todo if job.config.id not in running.values()]
-                for job in todo[: workers - len(running)]:
-                    path = folder(job.config).absolute()
-                    running[pool.submit(make, job, path, device, False, deadline)] = job.config.id
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    del running[future]
-                    bar.update()
+        follow(jobs, submit, workers, progress)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -194,15 +205,69 @@ def make_all(
         raise InputError(f"{problem}; the same call resumes it, with fewer workers") from error
 
 
-def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> None:
-    """Make one job in its folder."""
+def follow(
+    jobs: Callable[[], Sequence[Job]],
+    submit: Callable[[Job], Future[bool]],
+    slots: int,
+    progress: bool,
+) -> None:
+    """Submit jobs, as many at a time as there are slots, until `jobs` lists none.
+
+    A job begins once the networks that it is made from are there. One that another process makes
+    is passed over, and tried again when something else is done.
+    """
+    running: dict[Future[bool], str] = {}
+    held: set[str] = set()  # by other processes
+    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+        while (todo := jobs()) or running:
+            left = {job.config.id for job in todo}
+            for job in todo:
+                waits = job.config.id in held or job.config.id in running.values()
+                made_from = {member.config.id for member in job.members}
+                if len(running) < slots and not waits and left.isdisjoint(made_from):
+                    running[submit(job)] = job.config.id
+            if not running:
+                time.sleep(_PATIENCE)
+                held.clear()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                if future.result():
+                    bar.update()
+                    held.clear()
+                else:
+                    held.add(name)
+
+
+def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> bool:
+    """Make one job in its folder; False where another process is making it."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
-    if not job.members:
-        train(job.config, path, device=device, progress=progress, deadline=deadline)
-    else:
-        options = {"progress": progress, "deadline": deadline} if job.make is distill else {}
-        job.make(job.config, job.members, path, device=device, **options)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder_lock(path).acquire(timeout=0) if _alone() else nullcontext():
+            if not job.members:
+                train(job.config, path, device=device, progress=progress, deadline=deadline)
+            elif job.make is distill:
+                options = {"progress": progress, "deadline": deadline}
+                distill(job.config, job.members, path, device=device, **options)
+            else:
+                job.make(job.config, job.members, path, device=device)
+        return True
+    except Timeout:
+        return False
+
+
+def local_devices(device: str) -> list[str]:
+    """Every GPU of this machine, where a device without a number means one; else the device."""
+    if device in ("auto", "cuda") and pick_device(device).type == "cuda" and _alone():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [device]
+
+
+def _alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"  # else torchrun started several
 
 
 def _left(jobs: Sequence[Job]) -> list[Job]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fmnlib import runs
+from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import load
 from fmnlib.files import write_whole
@@ -239,7 +240,7 @@ def _locked(folder: Path) -> bool:
     if not (folder / ".lock").exists():
         return False
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with folder_lock(folder).acquire(timeout=0):
             return False
     except Timeout:
         return True
