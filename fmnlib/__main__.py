@@ -322,6 +322,9 @@ def grid_of_runs(
     max_minutes: float = math.inf,
     workers: int | None = None,
     device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Work through a grid of runs, most informative first; what was stopped is resumed.
@@ -335,6 +338,10 @@ def grid_of_runs(
         max_minutes: Stop after the last epoch that ends within this time.
         workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         device: cpu, cuda, or auto for a GPU if there is one.
+        engine: local is this machine, with all its GPUs; ray a cluster whose machines share
+            FMN_RUNS and FMN_DATA.
+        gpus_per_run: The share of a GPU that a run takes on Ray, such as 0.5.
+        address: Of the Ray cluster, such as auto; where not given, RAY_ADDRESS, or this machine.
         as_json: Print JSON.
     """
     from fmnlib.paper import grid
@@ -344,7 +351,9 @@ def grid_of_runs(
     try:
         if not status:
             left = [cell for cell in cells if cell.id not in published]
-            grid.work(left, device=device, workers=workers, deadline=_deadline(max_minutes))
+            where: Any = {"engine": engine, "gpus_per_run": gpus_per_run, "address": address}
+            options = {"device": device, "workers": workers, "deadline": _deadline(max_minutes)}
+            grid.work(left, **options, **where)
     finally:
         rows = grid.status(cells, published)
         if out is not None and not status:

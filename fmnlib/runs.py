@@ -7,12 +7,14 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from tqdm.auto import tqdm
 from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.distillation import Member, average, distill, members_of, student_config
-from fmnlib.files import data_root
+from fmnlib.files import data_root, new_part
 from fmnlib.fusion import Fusion
 from fmnlib.record import RunRecord
 from fmnlib.training import pick_device, train
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 """Records of the quick profile that come with the repository."""
+_RETRIES = 5  # of a job whose process or machine dies
 _PATIENCE = 2.0  # seconds between looks at what other processes make
 
 
@@ -203,6 +206,79 @@ def make_all(
         worker_pool.cache_clear()
         problem = "a process that trained has ended, killed or out of memory"
         raise InputError(f"{problem}; the same call resumes it, with fewer workers") from error
+
+
+def make_on_ray(
+    jobs: Callable[[], Sequence[Job]],
+    device: str = "auto",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
+    deadline: float = math.inf,
+) -> None:
+    """Make jobs on a Ray cluster until none is left; otherwise as `make_all`.
+
+    All machines need this environment and see the folders FMN_RUNS and FMN_DATA under the same
+    paths. A job whose process or machine dies goes on after its last saved epoch, on any other.
+
+    Args:
+        jobs: As in `make_all`.
+        device: As in `make_all`; a GPU is one that Ray gives.
+        gpus_per_run: The share of a GPU that a job takes; 1, or 0 if there is none, if not given.
+        address: Of the cluster; where not given, that of RAY_ADDRESS, or this machine alone.
+        deadline: As in `make_all`.
+
+    Raises:
+        InputError: If Ray, the cluster or the shared folder is not there, or jobs keep dying.
+        Paused: If jobs are left for the deadline.
+    """
+    if gpus_per_run is not None and not 0 <= gpus_per_run <= 1:
+        raise InputError(f"gpus_per_run is {gpus_per_run}; allowed is 0 to 1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("ray is not installed; pip install 'fmnlib[cluster]'") from error
+    mine, shared = not ray.is_initialized(), root().resolve()
+    shared.mkdir(parents=True, exist_ok=True)
+    probe = new_part(shared / "shared")
+    try:
+        if mine:
+            ray.init(address, include_dashboard=False)
+        there = ray.cluster_resources().get("GPU", 0)
+        gpus = min(there, 1) if gpus_per_run is None else gpus_per_run
+        if gpus > there:
+            raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
+        stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
+        there_too = {"FMN_DATA": str(data_root().resolve())}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES}
+        remote = ray.remote(**options, runtime_env={"env_vars": there_too})(_on_node)
+
+        def submit(job: Job) -> Future[bool]:
+            members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
+            job = replace(job, members=members)
+            future: Future[bool] = remote.remote(job, probe, device, stop).future()
+            return future
+
+        follow(jobs, submit, sys.maxsize, progress=True)
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address}; `ray start --head`") from error
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"a run ended {_RETRIES + 1} times ({reason}); mend that") from error
+    finally:
+        probe.unlink(missing_ok=True)
+        if mine:
+            ray.shutdown()
+
+
+def _on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
+    if not probe.exists():
+        raise InputError(f"{probe.parent} is not shared by all machines; set FMN_RUNS")
+    torch.set_num_threads(1)
+    deadline = time.monotonic() + stop - time.time()
+    return make(job, probe.parent / job.config.id, device, False, deadline)
 
 
 def follow(

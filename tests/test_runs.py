@@ -168,7 +168,9 @@ def test_every_gpu_of_the_machine_is_used_unless_one_is_named(monkeypatch):
     assert runs.local_devices("cpu") == ["cpu"]
     monkeypatch.setattr(runs, "pick_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert runs.local_devices("auto") == runs.local_devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert (
+        runs.local_devices("auto") == runs.local_devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    )
     assert runs.local_devices("cuda:1") == ["cuda:1"]
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert runs.local_devices("cuda") == ["cuda"]  # torchrun gives each process its own

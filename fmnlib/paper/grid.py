@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -112,19 +112,31 @@ def work(
     device: str = "auto",
     workers: int | None = None,
     deadline: float = math.inf,
+    engine: Literal["local", "ray"] = "local",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
 ) -> None:
     """Make what is missing, in order; interrupted runs are resumed.
 
-    The cells come the most informative first; the rest is as in `fmnlib.runs.obtain`.
+    The cells come the most informative first. `device`, `workers` and `deadline` are as in
+    `fmnlib.runs.obtain`, `gpus_per_run` and `address` as in `fmnlib.runs.make_on_ray`.
 
     Raises:
+        InputError: If an option is not one of the engine's.
         Paused: If the deadline leaves something to make.
     """
+    if engine == "ray" and workers is not None:
+        raise InputError(f"workers is {workers} on Ray, which decides it; leave it out")
+    if engine == "local" and (gpus_per_run, address) != (None, None):
+        raise InputError("gpus_per_run and address are for the engine ray; leave them out")
 
     def missing() -> list[Job]:
         return [job for _, _, job in _named(every) if job and not runs.complete(job.config)]
 
-    runs.make_all(missing, device=device, workers=workers, deadline=deadline)
+    if engine == "ray":
+        runs.make_on_ray(missing, device, gpus_per_run, address, deadline)
+    else:
+        runs.make_all(missing, device=device, workers=workers, deadline=deadline)
 
 
 def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
