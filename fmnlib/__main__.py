@@ -344,16 +344,22 @@ def grid_of_runs(
         address: Of the Ray cluster, such as auto; where not given, RAY_ADDRESS, or this machine.
         as_json: Print JSON.
     """
+    from fmnlib import runs
     from fmnlib.paper import grid
 
+    on_ray = {"gpus_per_run": gpus_per_run, "address": address}
+    options, others = {"workers": workers}, on_ray
+    if engine == "ray":
+        options, others = others, options
+    for option in (name for name, value in others.items() if value is not None):
+        raise InputError(f"{option} is not for the engine {engine}; leave it out")
     cells = grid.cells(name)
     published = grid.published(out) if out is not None else {}
     try:
         if not status:
             left = [cell for cell in cells if cell.id not in published]
-            where: Any = {"engine": engine, "gpus_per_run": gpus_per_run, "address": address}
-            options = {"device": device, "workers": workers, "deadline": _deadline(max_minutes)}
-            grid.work(left, **options, **where)
+            make = runs.make_on_ray if engine == "ray" else runs.make_all
+            grid.work(left, make=make, device=device, deadline=_deadline(max_minutes), **options)
     finally:
         rows = grid.status(cells, published)
         if out is not None and not status:

@@ -177,28 +177,22 @@ def make_all(
     workers = workers or (len(places) if "cuda" in places[0] else os.cpu_count() or 1)
     if workers == 1:
 
-        def at_once(job: Job) -> Future[bool]:
+        def at_once(job: Job, place: str) -> Future[bool]:
             future: Future[bool] = Future()
-            path = folder(job.config)
-            future.set_result(make(job, path, places[0], progress, deadline))
+            future.set_result(make(job, folder(job.config), place, progress, deadline))
             return future
 
-        follow(jobs, at_once, 1, progress=False)
+        follow(jobs, at_once, places, 1, progress=False)
         return
     if not jobs():
         return
     pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
-    given: dict[Future[bool], str] = {}
 
-    def submit(job: Job) -> Future[bool]:
-        busy = [place for future, place in given.items() if not future.done()]
-        place, path = min(places, key=busy.count), folder(job.config).absolute()
-        future = pool.submit(make, job, path, place, False, deadline)
-        given[future] = place
-        return future
+    def submit(job: Job, place: str) -> Future[bool]:
+        return pool.submit(make, job, folder(job.config).absolute(), place, False, deadline)
 
     try:
-        follow(jobs, submit, workers, progress)
+        follow(jobs, submit, places, workers, progress)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -238,9 +232,8 @@ def make_on_ray(
         import ray
     except ImportError as error:
         raise InputError("ray is not installed; pip install 'fmnlib[cluster]'") from error
-    mine, shared = not ray.is_initialized(), root().resolve()
-    shared.mkdir(parents=True, exist_ok=True)
-    probe = new_part(shared / "shared")
+    root().mkdir(parents=True, exist_ok=True)
+    probe, mine = new_part(root().resolve() / "shared"), not ray.is_initialized()
     try:
         if mine:
             ray.init(address, include_dashboard=False)
@@ -249,17 +242,17 @@ def make_on_ray(
         if gpus > there:
             raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
         stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
-        there_too = {"FMN_DATA": str(data_root().resolve())}
         options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES}
-        remote = ray.remote(**options, runtime_env={"env_vars": there_too})(_on_node)
+        environment = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
+        remote = ray.remote(**options, runtime_env=environment)(_make_on_node)
 
-        def submit(job: Job) -> Future[bool]:
+        def submit(job: Job, place: str) -> Future[bool]:
             members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
             job = replace(job, members=members)
-            future: Future[bool] = remote.remote(job, probe, device, stop).future()
+            future: Future[bool] = remote.remote(job, probe, place, stop).future()
             return future
 
-        follow(jobs, submit, sys.maxsize, progress=True)
+        follow(jobs, submit, [device], sys.maxsize, progress=True)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address}; `ray start --head`") from error
     except ray.exceptions.RayTaskError as error:
@@ -273,7 +266,7 @@ def make_on_ray(
             ray.shutdown()
 
 
-def _on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
+def _make_on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
     if not probe.exists():
         raise InputError(f"{probe.parent} is not shared by all machines; set FMN_RUNS")
     torch.set_num_threads(1)
@@ -283,30 +276,33 @@ def _on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
 
 def follow(
     jobs: Callable[[], Sequence[Job]],
-    submit: Callable[[Job], Future[bool]],
+    submit: Callable[[Job, str], Future[bool]],
+    places: Sequence[str],
     slots: int,
     progress: bool,
 ) -> None:
     """Submit jobs, as many at a time as there are slots, until `jobs` lists none.
 
-    A job begins once the networks that it is made from are there. One that another process makes
-    is passed over, and tried again when something else is done.
+    Each goes to the place with the fewest, once the networks that it is made from are there. One
+    that another process makes is passed over, and tried again when something else is done.
     """
-    running: dict[Future[bool], str] = {}
+    running: dict[Future[bool], tuple[str, str]] = {}  # names and places
     held: set[str] = set()  # by other processes
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:
             left = {job.config.id for job in todo}
             for job in todo:
-                waits = job.config.id in held or job.config.id in running.values()
+                names, used = zip(*running.values(), strict=True) if running else ((), ())
                 made_from = {member.config.id for member in job.members}
-                if len(running) < slots and not waits and left.isdisjoint(made_from):
-                    running[submit(job)] = job.config.id
+                free = job.config.id not in held.union(names) and left.isdisjoint(made_from)
+                if free and len(running) < slots:
+                    place = min(places, key=used.count)
+                    running[submit(job, place)] = job.config.id, place
             if not running:
                 time.sleep(_PATIENCE)
                 held.clear()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
+                name, _ = running.pop(future)
                 if future.result():
                     bar.update()
                     held.clear()

@@ -71,7 +71,7 @@ def test_a_killed_worker_changes_no_bit(address, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FMN_RUNS", str(root))
     killer = threading.Thread(target=kill_a_worker_in_mid_run, args=(root, killed), daemon=True)
     killer.start()
-    grid.work(tiny, device="cpu", engine="ray", address=address)
+    grid.work(tiny, make=runs.make_on_ray, device="cpu", address=address)
     assert killed, "no process was killed in mid-run"
     assert {row["state"] for row in grid.status(tiny)} == {"done"}
     monkeypatch.setenv("FMN_RUNS", str(tmp_path / "plain"))
@@ -88,7 +88,7 @@ def test_a_killed_worker_changes_no_bit(address, tiny, tmp_path, monkeypatch):
 
 
 def test_what_ray_cannot_do_is_one_line(address, tiny, tmp_path, monkeypatch):
-    on_ray = {"device": "cpu", "engine": "ray", "address": address}
+    on_ray = {"make": runs.make_on_ray, "device": "cpu", "address": address}
     with pytest.raises(
         InputError, match=r"gpus_per_run is 0\.5 and the cluster has no GPU; give 0"
     ):

@@ -209,8 +209,8 @@ def test_without_ray_the_command_says_what_to_install(fmn, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--engine ray --workers 2", "workers is 2 on Ray, which decides it; leave it out"),
-        ("--address auto", "gpus_per_run and address are for the engine ray; leave them out"),
+        ("--engine ray --workers 2", "workers is not for the engine ray; leave it out"),
+        ("--address auto", "address is not for the engine local; leave it out"),
         ("--engine ray --gpus-per-run 2", "gpus_per_run is 2.0; allowed is 0 to 1"),
         ("--engine ray --gpus-per-run nan", "gpus_per_run is nan; allowed is 0 to 1"),
     ],

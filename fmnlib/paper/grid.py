@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,36 +106,21 @@ def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
 
 
 def work(
-    every: Sequence[Cell],
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    deadline: float = math.inf,
-    engine: Literal["local", "ray"] = "local",
-    gpus_per_run: float | None = None,
-    address: str | None = None,
+    every: Sequence[Cell], *, make: Callable[..., None] = runs.make_all, **options: Any
 ) -> None:
-    """Make what is missing, in order; interrupted runs are resumed.
+    """Make what is missing, the most informative first; interrupted runs are resumed.
 
-    The cells come the most informative first. `device`, `workers` and `deadline` are as in
-    `fmnlib.runs.obtain`, `gpus_per_run` and `address` as in `fmnlib.runs.make_on_ray`.
+    On this machine, or by `fmnlib.runs.make_on_ray` on a cluster. Options are those of `make`,
+    such as `device` and `deadline`.
 
     Raises:
-        InputError: If an option is not one of the engine's.
         Paused: If the deadline leaves something to make.
     """
-    if engine == "ray" and workers is not None:
-        raise InputError(f"workers is {workers} on Ray, which decides it; leave it out")
-    if engine == "local" and (gpus_per_run, address) != (None, None):
-        raise InputError("gpus_per_run and address are for the engine ray; leave them out")
 
     def missing() -> list[Job]:
         return [job for _, _, job in _named(every) if job and not runs.complete(job.config)]
 
-    if engine == "ray":
-        runs.make_on_ray(missing, device, gpus_per_run, address, deadline)
-    else:
-        runs.make_all(missing, device=device, workers=workers, deadline=deadline)
+    make(missing, **options)
 
 
 def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
