@@ -417,7 +417,8 @@ def main() -> None:
     except Paused as pause:
         print(f"fmn: {pause}")
     except (InputError, CycloptsError) as error:
-        print("fmn:", " ".join(str(error).split()), file=sys.stderr)
+        line = " ".join(str(error).split())  # nothing in it moves the cursor
+        print("fmn:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -425,12 +426,13 @@ def main() -> None:
         remedy = "what was written stays; mend that and give the same command again"
         print(f"fmn: {error}; {remedy}", file=sys.stderr)
         sys.exit(1)
-    except RuntimeError as error:
-        kinds = ("OutOfMemoryError", "AcceleratorError")
-        if "CUDA" not in str(error) and type(error).__name__ not in kinds:
+    except (RuntimeError, MemoryError) as error:
+        kinds = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
+        if not re.search("CUDA|allocate memory", str(error)) and type(error).__name__ not in kinds:
             raise
+        failed = "the GPU failed" if "CUDA" in str(error) else "memory ran out"
         first = str(error).partition("\n")[0]
-        print(f"fmn: the GPU failed ({first}); the same command resumes it", file=sys.stderr)
+        print(f"fmn: {failed} ({first}); the same command resumes it", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("fmn: stopped; the same command again resumes a run", file=sys.stderr)

@@ -75,6 +75,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         InputError: If the file is missing, truncated, foreign, or its checksum is not right.
     """
     try:
+        if not path.is_file():  # a pipe would hang
+            raise OSError("it is no file")
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}

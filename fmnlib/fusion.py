@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from fmnlib.config import InputError
-from fmnlib.files import write_whole
+from fmnlib.files import read_json, write_whole
 from fmnlib.record import Columns, RunRecord
 from fmnlib.scores import forget_fraction
 
@@ -66,7 +66,7 @@ class Fusion:
     def load(cls, path: Path | str) -> "Fusion":
         """Read back what `save` wrote."""
         try:
-            fields = json.loads(Path(path).read_text())
+            fields = read_json(Path(path))
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
             weights, split = np.array(fields["weights"], np.float64), fields.get("split")
             if weights.ndim != 1 or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:

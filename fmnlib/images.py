@@ -268,6 +268,8 @@ class _Decoder(Dataset[Any]):
         for name in self.files[index].tolist():
             path = self.root / os.fsdecode(name)
             try:
+                if not path.is_file():  # a pipe would hang
+                    raise OSError("it is no file")
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of palettes with transparency
                     warnings.simplefilter("error", Image.DecompressionBombWarning)

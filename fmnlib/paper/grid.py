@@ -14,7 +14,7 @@ from fmnlib import runs
 from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import load
-from fmnlib.files import write_whole
+from fmnlib.files import read_json, write_whole
 from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
 from fmnlib.plots import METHODS
@@ -151,9 +151,9 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
     if target.exists() and not target.is_dir():
         raise InputError(f"out is {target}, which is a file; give a folder")
     try:
-        return dict(json.loads(file.read_text())["cells"]) if file.exists() else {}
+        return dict(read_json(file)["cells"]) if file.exists() else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{file} holds no results ({error!r}); move it away, or give another folder"
+        message = f"{file} holds no results ({error}); move it away, or give another folder"
         raise InputError(message) from error
 
 
