@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := book
-.PHONY: book test browser-test colab-test cluster-test benchmarks clean
+.PHONY: book test browser-test colab-test cluster-test fuzz mutants benchmarks clean
 
 book: .venv/ready
 	@$(BIN)/fmn book
@@ -28,6 +28,13 @@ colab-test: .venv/ready
 cluster-test: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cluster]'
 	$(BIN)/pytest -q -m cluster tests/test_cluster.py
+
+# Damaged files and arguments, and changes of the library; the outcomes are committed.
+fuzz: .venv/ready
+	$(BIN)/python -m benchmarks.fuzz --out results/fuzz.json
+
+mutants: .venv/ready
+	$(BIN)/python -m benchmarks.mutants --out results/mutants.json
 
 benchmarks: .venv/ready
 	@$(BIN)/python -m benchmarks

@@ -319,11 +319,17 @@ def _lost(before: dict[str, bytes], after: dict[str, bytes], words: list[str]) -
 
 
 def _restore(folder: Path, before: dict[str, bytes]) -> None:
+    """What is new goes, pipes and folders too, and what is gone or changed is written again."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif str(path.relative_to(folder)) not in before:
+            path.unlink()
     after = contents(folder)
-    for name in after.keys() - before.keys():
-        (folder / name).unlink()
     for name, content in before.items():
         if after.get(name) != content:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
 
