@@ -347,10 +347,8 @@ def grid_of_runs(
     from fmnlib import runs
     from fmnlib.paper import grid
 
-    on_ray = {"gpus_per_run": gpus_per_run, "address": address}
-    options, others = {"workers": workers}, on_ray
-    if engine == "ray":
-        options, others = others, options
+    here, ray = {"workers": workers}, {"gpus_per_run": gpus_per_run, "address": address}
+    options, others = (ray, here) if engine == "ray" else (here, ray)
     for option in (name for name, value in others.items() if value is not None):
         raise InputError(f"{option} is not for the engine {engine}; leave it out")
     cells = grid.cells(name)
@@ -417,8 +415,7 @@ def main() -> None:
     except Paused as pause:
         print(f"fmn: {pause}")
     except (InputError, CycloptsError) as error:
-        line = " ".join(str(error).split())  # nothing in it moves the cursor
-        print("fmn:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        print("fmn:", _printable(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -524,7 +521,11 @@ def _show(rows: Mapping[str, Any], as_json: bool) -> None:
         return
     for name, value in rows.items():
         text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        print(f"{name:<38} {text}")
+        print(f"{name:<38} {_printable(text)}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)  # names of files hold anything
 
 
 if __name__ == "__main__":

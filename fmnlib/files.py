@@ -1,11 +1,10 @@
 """Files that are written whole or not at all, what is read as a file, and where data sets lie."""
 
-import json
 import os
 import secrets
 import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fmnlib.config import InputError
 
@@ -96,21 +95,6 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
         file.close()
         raise OSError(f"{path} is no regular file")
     return file
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        OSError: If it is not there, or is a pipe or a device, which would hang.
-        ValueError: If it is no JSON, or nested too deeply.
-    """
-    if not path.is_file():
-        raise OSError(f"{path} is no file")
-    try:
-        return json.loads(path.read_text())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def data_root() -> Path:

@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from filelock import Timeout
@@ -32,6 +31,7 @@ from fmnlib.training import pick_device, train
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 """Records of the quick profile that come with the repository."""
+_QUEUED = 1000  # jobs that Ray is given at a time
 _RETRIES = 5  # of a job whose process or machine dies
 _PATIENCE = 2.0  # seconds between looks at what other processes make
 
@@ -171,28 +171,23 @@ def make_all(
     Raises:
         Paused: If jobs are left for the deadline.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}; allowed is at least 1")
-    places = local_devices(device)
-    workers = workers or (len(places) if "cuda" in places[0] else os.cpu_count() or 1)
-    if workers == 1:
-
-        def at_once(job: Job, place: str) -> Future[bool]:
-            future: Future[bool] = Future()
-            future.set_result(make(job, folder(job.config), place, progress, deadline))
-            return future
-
-        follow(jobs, at_once, places, 1, progress=False)
-        return
+    places = local_places(device, workers)
     if not jobs():
         return
-    pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
+    alone = len(places) == 1  # then in this process
+    folders = str(data_root().resolve()), str(Path.cwd())
+    pool = None if alone else worker_pool(len(places), *folders)
 
     def submit(job: Job, place: str) -> Future[bool]:
-        return pool.submit(make, job, folder(job.config).absolute(), place, False, deadline)
+        words = job, folder(job.config).absolute(), place, progress and alone, deadline
+        if pool is not None:
+            return pool.submit(make, *words)
+        done: Future[bool] = Future()
+        done.set_result(make(*words))
+        return done
 
     try:
-        follow(jobs, submit, places, workers, progress)
+        follow(jobs, submit, places, progress and not alone)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -213,13 +208,8 @@ def make_on_ray(
 
     All machines need this environment and see the folders FMN_RUNS and FMN_DATA under the same
     paths. A job whose process or machine dies goes on after its last saved epoch, on any other.
-
-    Args:
-        jobs: As in `make_all`.
-        device: As in `make_all`; a GPU is one that Ray gives.
-        gpus_per_run: The share of a GPU that a job takes; 1, or 0 if there is none, if not given.
-        address: Of the cluster; where not given, that of RAY_ADDRESS, or this machine alone.
-        deadline: As in `make_all`.
+    It takes `gpus_per_run` of a GPU (1, or 0 where there is none, if not given). The cluster is
+    that of an address, of RAY_ADDRESS, or this machine alone.
 
     Raises:
         InputError: If Ray, the cluster or the shared folder is not there, or jobs keep dying.
@@ -242,17 +232,16 @@ def make_on_ray(
         if gpus > there:
             raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
         stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES}
-        environment = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
-        remote = ray.remote(**options, runtime_env=environment)(_make_on_node)
+        where = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": where}
+        remote = ray.remote(**options)(_make_on_node)
 
         def submit(job: Job, place: str) -> Future[bool]:
             members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
-            job = replace(job, members=members)
-            future: Future[bool] = remote.remote(job, probe, place, stop).future()
-            return future
+            task = remote.remote(replace(job, members=members), probe, place, stop)
+            return cast("Future[bool]", task.future())
 
-        follow(jobs, submit, [device], sys.maxsize, progress=True)
+        follow(jobs, submit, [device] * _QUEUED, progress=True)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address}; `ray start --head`") from error
     except ray.exceptions.RayTaskError as error:
@@ -278,36 +267,32 @@ def follow(
     jobs: Callable[[], Sequence[Job]],
     submit: Callable[[Job, str], Future[bool]],
     places: Sequence[str],
-    slots: int,
     progress: bool,
 ) -> None:
-    """Submit jobs, as many at a time as there are slots, until `jobs` lists none.
+    """Submit jobs, one at a time to each of the places, until `jobs` lists none.
 
-    Each goes to the place with the fewest, once the networks that it is made from are there. One
-    that another process makes is passed over, and tried again when something else is done.
+    A job begins when the networks that it is made from are there. One that another process makes
+    is passed over, and tried again when something else is done.
     """
     running: dict[Future[bool], tuple[str, str]] = {}  # names and places
-    held: set[str] = set()  # by other processes
+    held, idle = set[str](), list(places)  # by other processes; by nobody
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:
             left = {job.config.id for job in todo}
             for job in todo:
-                names, used = zip(*running.values(), strict=True) if running else ((), ())
+                taken = held.union(name for name, _ in running.values())
                 made_from = {member.config.id for member in job.members}
-                free = job.config.id not in held.union(names) and left.isdisjoint(made_from)
-                if free and len(running) < slots:
-                    place = min(places, key=used.count)
+                if idle and job.config.id not in taken and left.isdisjoint(made_from):
+                    place = idle.pop(0)
                     running[submit(job, place)] = job.config.id, place
             if not running:
                 time.sleep(_PATIENCE)
                 held.clear()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, _ = running.pop(future)
-                if future.result():
-                    bar.update()
-                    held.clear()
-                else:
-                    held.add(name)
+                name, place = running.pop(future)
+                idle.append(place)
+                bar.update(future.result())
+                held = set() if future.result() else held | {name}
 
 
 def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> bool:
@@ -316,30 +301,33 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # by torchrun, all on this run
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with folder_lock(path).acquire(timeout=0) if _alone() else nullcontext():
+        with nullcontext() if together else folder_lock(path).acquire(timeout=0):
             if not job.members:
                 train(job.config, path, device=device, progress=progress, deadline=deadline)
-            elif job.make is distill:
-                options = {"progress": progress, "deadline": deadline}
-                distill(job.config, job.members, path, device=device, **options)
             else:
-                job.make(job.config, job.members, path, device=device)
+                more = {"progress": progress, "deadline": deadline} if job.make is distill else {}
+                job.make(job.config, job.members, path, device=device, **more)
         return True
     except Timeout:
         return False
 
 
-def local_devices(device: str) -> list[str]:
-    """Every GPU of this machine, where a device without a number means one; else the device."""
-    if device in ("auto", "cuda") and pick_device(device).type == "cuda" and _alone():
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [device]
+def local_places(device: str, workers: int | None = None) -> list[str]:
+    """The device of each of the runs at a time: the GPUs of this machine in turn, or the device.
 
-
-def _alone() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") == "1"  # else torchrun started several
+    Raises:
+        InputError: If there are to be fewer than one, or the device is not there.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; allowed is at least 1")
+    gpu, alone = pick_device(device).type == "cuda", os.environ.get("WORLD_SIZE", "1") == "1"
+    count = torch.cuda.device_count() if gpu and alone and ":" not in device else 1
+    every = [f"cuda:{number}" for number in range(count)] if count > 1 else [device]
+    number = workers or (count if gpu else os.cpu_count() or 1)
+    return [every[n % count] for n in range(number)]
 
 
 def _left(jobs: Sequence[Job]) -> list[Job]:

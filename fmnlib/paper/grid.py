@@ -14,7 +14,7 @@ from fmnlib import runs
 from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import load
-from fmnlib.files import read_json, write_whole
+from fmnlib.files import open_regular, write_whole
 from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
 from fmnlib.plots import METHODS
@@ -151,8 +151,11 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
     if target.exists() and not target.is_dir():
         raise InputError(f"out is {target}, which is a file; give a folder")
     try:
-        return dict(read_json(file)["cells"]) if file.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not file.exists():
+            return {}
+        with open_regular(file) as stored:
+            return dict(json.load(stored)["cells"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"{file} holds no results ({error}); move it away, or give another folder"
         raise InputError(message) from error
 
