@@ -1,6 +1,6 @@
 """Damage files and arguments, and look at what the command makes of each: `make fuzz`.
 
-Each of 2,000 cases ends in what the undamaged file gives (*same*), in a refusal of one line
+Each case ends in what the undamaged file gives (*same*), in a refusal of one line
 (*refused*), or, of files that carry no checksum and of arguments, in another valid outcome
 (*other*). A traceback, a second line, a control character, a hang or a file that is lost or
 changed is a *fault*.
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,7 +264,9 @@ def fault(code: int | str, out: str, err: str) -> str:
     return ""
 
 
-def run(cases: int, seed: int, note: Callable[[str], None] = print) -> dict[str, dict[str, int]]:
+def run(
+    cases: int, seed: int, note: Callable[[str], None] = print, late: float = math.inf
+) -> dict[str, dict[str, int]]:
     """Damage, call, look; how many cases of each kind ended how. Faults are noted in words."""
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     rng, every, here = random.Random(seed), targets(), Path.cwd()
@@ -273,6 +277,8 @@ def run(cases: int, seed: int, note: Callable[[str], None] = print) -> dict[str,
         before = contents(folder)
         usual: dict[str, Any] = {}
         for number in tqdm(range(cases), "damaging", disable=None):
+            if time.monotonic() > late:
+                break
             target = every[number % len(every)]
             words, file = target.words, target.file
             for key, value in names.items():
@@ -338,14 +344,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-minutes", type=float, default=math.inf)
     parser.add_argument("--out", type=Path, help=f"file for the counts, such as {OUT.name}")
     given = parser.parse_args()
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
     faults: list[str] = []
-    found = run(given.cases, given.seed, lambda text: (faults.append(text), print(text))[0])
+    late = time.monotonic() + 60 * given.max_minutes
+    found = run(given.cases, given.seed, lambda text: (faults.append(text), print(text))[0], late)
     total = sum((collections.Counter(c) for c in found.values()), collections.Counter())
-    content = {"cases": given.cases, "seed": given.seed, "total": dict(total), "kinds": found}
+    content = {"cases": total.total(), "seed": given.seed, "total": total, "kinds": found}
     print(json.dumps(content, indent=1))
     if given.out:
         write_whole(given.out, f"{json.dumps(content, indent=1)}\n".encode())

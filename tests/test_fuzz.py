@@ -30,6 +30,6 @@ def test_what_is_a_fault():
 
 def test_the_committed_outcome_has_no_fault():
     committed = json.loads((ROOT / "results" / "fuzz.json").read_text())
-    assert committed["cases"] == fuzz.CASES
     assert "fault" not in committed["total"]
-    assert sum(committed["total"].values()) == fuzz.CASES
+    assert sum(committed["total"].values()) == committed["cases"] >= 300
+    assert set(committed["kinds"]) == {target.kind for target in fuzz.targets()}
