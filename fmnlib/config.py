@@ -260,7 +260,14 @@ class RunConfig:
             if not path.is_file():  # a pipe would hang
                 raise OSError("it is no file")
             return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
             raise InputError(f"{path} is no config ({error}); move its folder away") from error
 
     @classmethod
