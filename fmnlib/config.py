@@ -260,14 +260,7 @@ class RunConfig:
             if not path.is_file():  # a pipe would hang
                 raise OSError("it is no file")
             return cls.from_dict(json.loads(path.read_text()))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RuntimeError,
-        ) as error:
+        except Exception as error:  # files, JSON and numbers raise half a dozen kinds between them
             raise InputError(f"{path} is no config ({error}); move its folder away") from error
 
     @classmethod
