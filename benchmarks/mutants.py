@@ -35,7 +35,18 @@ TESTS = {
     "checkpoint": "tests/test_checkpoint.py tests/test_kill.py -k 'not killed and not disk'",
 }
 """The modules, each with the tests that concern it; its doctests run before them."""
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "stats: True as False in `@dataclasses.dataclass(frozen=True)`": (
+        "nothing assigns to it; frozen keeps it so"
+    ),
+    "fusion: USub left out in `rivals[samples[:, 0], labels] = -1`": (
+        "the label is then its own rival: a bound that is looser, and still one"
+    ),
+    "diagnosis: condition as False in "
+    '`listed = f", most of all {\', \'.join(worst[:5])}" if worst else ""`': (
+        "wording; the classes that it names are tested"
+    ),
+}
 """Why a survivor may live, by its name."""
 
 # Once, before the library, which each mutant loads anew.

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.diagnosis import Option, _mean, _wide, diagnose
+from fmnlib.diagnosis import Option, _mean, _mixtures, _wide, diagnose
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
 from fmnlib.stats import Gain
@@ -208,6 +208,14 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem():
     found = _mean(values, 0.95)
     assert [found.value, found.low, found.high] == pytest.approx([1.4, 1.4 - half, 1.4 + half])
     assert _wide(0.05) == pytest.approx(0.994425, abs=1e-6)  # erf(1.959964), of twice the variance
+
+
+def test_mixtures_by_hand():
+    before, late = _mixtures(24)
+    last = (22, 24)
+    assert before[:4] == [((0, 4),), ((1, 3), last), ((2, 6),), ((3, 5), last)]
+    assert len(before) == 14
+    assert late == [((16, 18), last), ((18, 20), last), ((20, 22), last)]
 
 
 def test_what_only_a_mixture_knows_is_worth_distilling():
