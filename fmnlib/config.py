@@ -87,7 +87,7 @@ class RunConfig:
     """convnet, mlp, resnet8, resnet20, resnet18 or torchvision:NAME."""
     width: float = _range(1.0, 0.01)
     """Factor on the number of channels (not of torchvision's networks)."""
-    epochs: int = _range(40, 1)
+    epochs: int = _range(40, 1, below=1_000_000)
     """Passes over the training data."""
     batch_size: int = _range(64, 2)
     """Images a step."""
