@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := book
-.PHONY: book test browser-test colab-test benchmarks clean
+.PHONY: book test browser-test colab-test cluster-test fuzz mutants benchmarks clean
 
 book: .venv/ready
 	@$(BIN)/fmn book
@@ -23,6 +23,18 @@ browser-test: .venv/ready
 
 colab-test: .venv/ready
 	$(BIN)/pytest -q -m colab tests/test_colab.py
+
+# A grid on two nodes of a Ray cluster on this machine, one of whose processes is killed.
+cluster-test: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cluster]'
+	$(BIN)/pytest -q -m cluster tests/test_cluster.py
+
+# Damaged files and arguments, and changes of the library; the outcomes are committed.
+fuzz: .venv/ready
+	$(BIN)/python -m benchmarks.fuzz --out results/fuzz.json
+
+mutants: .venv/ready
+	$(BIN)/python -m benchmarks.mutants --out results/mutants.json
 
 benchmarks: .venv/ready
 	@$(BIN)/python -m benchmarks

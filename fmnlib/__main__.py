@@ -322,6 +322,9 @@ def grid_of_runs(
     max_minutes: float = math.inf,
     workers: int | None = None,
     device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Work through a grid of runs, most informative first; what was stopped is resumed.
@@ -333,18 +336,28 @@ def grid_of_runs(
         out: Write scores and light records of the complete cells into this folder; cells that it
             holds already are not trained again.
         max_minutes: Stop after the last epoch that ends within this time.
-        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         device: cpu, cuda, or auto for a GPU if there is one.
+        engine: local is this machine, with all its GPUs; ray a cluster whose machines share
+            FMN_RUNS and FMN_DATA.
+        gpus_per_run: The share of a GPU that a run takes on Ray, such as 0.5.
+        address: Of the Ray cluster, such as auto; where not given, RAY_ADDRESS, or this machine.
         as_json: Print JSON.
     """
+    from fmnlib import runs
     from fmnlib.paper import grid
 
+    here, ray = {"workers": workers}, {"gpus_per_run": gpus_per_run, "address": address}
+    options, others = (ray, here) if engine == "ray" else (here, ray)
+    for option in (name for name, value in others.items() if value is not None):
+        raise InputError(f"{option} is not for the engine {engine}; leave it out")
     cells = grid.cells(name)
     published = grid.published(out) if out is not None else {}
     try:
         if not status:
             left = [cell for cell in cells if cell.id not in published]
-            grid.work(left, device=device, workers=workers, deadline=_deadline(max_minutes))
+            make = runs.make_on_ray if engine == "ray" else runs.make_all
+            grid.work(left, make=make, device=device, deadline=_deadline(max_minutes), **options)
     finally:
         rows = grid.status(cells, published)
         if out is not None and not status:
@@ -402,7 +415,7 @@ def main() -> None:
     except Paused as pause:
         print(f"fmn: {pause}")
     except (InputError, CycloptsError) as error:
-        print("fmn:", " ".join(str(error).split()), file=sys.stderr)
+        print("fmn:", _printable(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -410,12 +423,13 @@ def main() -> None:
         remedy = "what was written stays; mend that and give the same command again"
         print(f"fmn: {error}; {remedy}", file=sys.stderr)
         sys.exit(1)
-    except RuntimeError as error:
-        kinds = ("OutOfMemoryError", "AcceleratorError")
-        if "CUDA" not in str(error) and type(error).__name__ not in kinds:
+    except (RuntimeError, MemoryError) as error:
+        kinds = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
+        if not re.search("CUDA|allocate memory", str(error)) and type(error).__name__ not in kinds:
             raise
+        failed = "the GPU failed" if "CUDA" in str(error) else "memory ran out"
         first = str(error).partition("\n")[0]
-        print(f"fmn: the GPU failed ({first}); the same command resumes it", file=sys.stderr)
+        print(f"fmn: {failed} ({first}); the same command resumes it", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("fmn: stopped; the same command again resumes a run", file=sys.stderr)
@@ -513,7 +527,11 @@ def _show(rows: Mapping[str, Any], as_json: bool) -> None:
         return
     for name, value in rows.items():
         text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        print(f"{name:<38} {text}")
+        print(f"{name:<38} {_printable(text)}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)  # names of files hold anything
 
 
 if __name__ == "__main__":

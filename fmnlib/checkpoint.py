@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
 from fmnlib.config import InputError, RunConfig
@@ -68,6 +68,8 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors that `save_tensors` wrote; an `InputError` if the file is damaged."""
     try:
+        if not path.is_file():  # a pipe would hang
+            raise OSError("it is no file")
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -158,6 +160,11 @@ def _file(folder: Path, epoch: int) -> Path:
     return folder / f"state_{epoch % 2}.safetensors"
 
 
+def folder_lock(folder: Path) -> BaseFileLock:
+    """The lock of a run's folder; whoever holds it may acquire it again."""
+    return FileLock(folder / ".lock", is_singleton=True)
+
+
 @contextmanager
 def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
     """Lock a run's folder, made if need be, for the processes of `world`.
@@ -170,7 +177,7 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = folder_lock(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:

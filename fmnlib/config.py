@@ -85,7 +85,7 @@ class RunConfig:
     """convnet, mlp, resnet8, resnet20, resnet18 or torchvision:NAME."""
     width: float = _range(1.0, 0.01)
     """Factor on the number of channels (not of torchvision's networks)."""
-    epochs: int = _range(40, 1)
+    epochs: int = _range(40, 1, below=1_000_000)
     """Passes over the training data."""
     batch_size: int = _range(64, 2)
     """Images a step."""
@@ -254,7 +254,7 @@ class RunConfig:
             if not path.is_file():  # a pipe would hang
                 raise OSError("it is no file")
             return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:  # files, JSON and numbers raise half a dozen kinds between them
             raise InputError(f"{path} is no config ({error}); move its folder away") from error
 
     @classmethod

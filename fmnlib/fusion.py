@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from fmnlib.config import InputError
-from fmnlib.files import write_whole
+from fmnlib.files import open_regular, write_whole
 from fmnlib.record import Columns, RunRecord
 from fmnlib.scores import forget_fraction
 
@@ -66,7 +66,8 @@ class Fusion:
     def load(cls, path: Path | str) -> "Fusion":
         """Read back what `save` wrote."""
         try:
-            fields = json.loads(Path(path).read_text())
+            with open_regular(Path(path)) as file:
+                fields = json.load(file)
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
             weights, split = np.array(fields["weights"], np.float64), fields.get("split")
             if weights.ndim != 1 or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
@@ -74,7 +75,7 @@ class Fusion:
             return cls(
                 weights, picks, int(fields["window"]), None if split is None else int(split)
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 
 

@@ -40,7 +40,9 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  #: Standard deviation a channel
 
     def __post_init__(self) -> None:
-        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+        numbers = all(isinstance(value, int | float) for value in (*self.mean, *self.std))
+        lengths = len(self.mean) in (1, 3) and len(self.std) == len(self.mean)
+        if not numbers or not lengths or min(self.std) <= 0:
             given = f"mean is {self.mean} and std is {self.std}"
             raise InputError(f"{given}; give one or three numbers each, std above 0")
         if not all(0 <= m <= 1 for m in self.mean):
@@ -267,6 +269,8 @@ class _Decoder(Dataset[Any]):
         for name in self.files[index].tolist():
             path = self.root / os.fsdecode(name)
             try:
+                if not path.is_file():  # a pipe would hang
+                    raise OSError("it is no file")
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of palettes with transparency
                     warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from filelock import Timeout
 from tqdm.auto import tqdm
 
+from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, Paused, RunConfig
 from fmnlib.distillation import (
     Member,
@@ -28,7 +32,7 @@ from fmnlib.distillation import (
     student_config,
     train_corrected,
 )
-from fmnlib.files import data_root
+from fmnlib.files import data_root, new_part
 from fmnlib.fusion import Fusion
 from fmnlib.noise import estimated_matrix
 from fmnlib.record import RunRecord
@@ -36,6 +40,9 @@ from fmnlib.training import pick_device, train
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 """Records of the quick profile that come with the repository."""
+_QUEUED = 1000  # jobs that Ray is given at a time
+_RETRIES = 5  # of a job whose process or machine dies
+_PATIENCE = 2.0  # seconds between looks at what other processes make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +130,7 @@ def obtain(
         jobs: What to make; a config alone is trained.
         fresh: Leave the committed records aside.
         device: As in `fmnlib.training.train`.
-        workers: Runs at a time; as many as there are cores, or one on a GPU, where not given.
+        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         progress: Show a bar.
         deadline: As in `fmnlib.training.train`.
 
@@ -178,33 +185,29 @@ def make_all(
     """Make jobs side by side until none is left; other arguments are as in `obtain`.
 
     `jobs` lists what is left to make, most urgent first, and is called again after each. On a CPU
-    each has one thread: so it is fastest, and its bits do not depend on its neighbours.
+    each has one thread: so it is fastest, and its bits do not depend on its neighbours. Each goes
+    to the GPU with the fewest. What another process makes meanwhile is left to it.
 
     Raises:
         Paused: If jobs are left for the deadline.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}; allowed is at least 1")
-    workers = workers or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
-    if workers == 1:
-        while todo := jobs():
-            make(todo[0], folder(todo[0].config), device, progress, deadline)
-        return
+    places = local_places(device, workers)
     if not jobs():
         return
-    pool = worker_pool(workers, str(data_root().resolve()), str(Path.cwd()))
-    running: dict[Future[None], str] = {}
+    alone = len(places) == 1  # then in this process
+    folders = str(data_root().resolve()), str(Path.cwd())
+    pool = None if alone else worker_pool(len(places), *folders)
+
+    def submit(job: Job, place: str) -> Future[bool]:
+        words = job, folder(job.config).absolute(), place, progress and alone, deadline
+        if pool is not None:
+            return pool.submit(make, *words)
+        done: Future[bool] = Future()
+        done.set_result(make(*words))
+        return done
+
     try:
-        with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
-            while (todo := jobs()) or running:
-                todo = [job for job in todo if job.config.id not in running.values()]
-                for job in todo[: workers - len(running)]:
-                    path = folder(job.config).absolute()
-                    running[pool.submit(make, job, path, device, False, deadline)] = job.config.id
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    del running[future]
-                    bar.update()
+        follow(jobs, submit, places, progress and not alone)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -214,15 +217,137 @@ def make_all(
         raise InputError(f"{problem}; the same call resumes it, with fewer workers") from error
 
 
-def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> None:
-    """Make one job in its folder."""
+def make_on_ray(
+    jobs: Callable[[], Sequence[Job]],
+    device: str = "auto",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
+    deadline: float = math.inf,
+) -> None:
+    """Make jobs on a Ray cluster until none is left; otherwise as `make_all`.
+
+    All machines need this environment and see the folders FMN_RUNS and FMN_DATA under the same
+    paths. A job whose process or machine dies goes on after its last saved epoch, on any other.
+    It takes `gpus_per_run` of a GPU (1, or 0 where there is none, if not given). The cluster is
+    that of an address, of RAY_ADDRESS, or this machine alone.
+
+    Raises:
+        InputError: If Ray, the cluster or the shared folder is not there, or jobs keep dying.
+        Paused: If jobs are left for the deadline.
+    """
+    if gpus_per_run is not None and not 0 <= gpus_per_run <= 1:
+        raise InputError(f"gpus_per_run is {gpus_per_run}; allowed is 0 to 1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("ray is not installed; pip install 'fmnlib[cluster]'") from error
+    root().mkdir(parents=True, exist_ok=True)
+    probe, mine = new_part(root().resolve() / "shared"), not ray.is_initialized()
+    try:
+        if mine:
+            ray.init(address, include_dashboard=False)
+        there = ray.cluster_resources().get("GPU", 0)
+        gpus = min(there, 1) if gpus_per_run is None else gpus_per_run
+        if gpus > there:
+            raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
+        stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
+        where = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": where}
+        remote = ray.remote(**options)(_make_on_node)
+
+        def submit(job: Job, place: str) -> Future[bool]:
+            members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
+            task = remote.remote(replace(job, members=members), probe, place, stop)
+            return cast("Future[bool]", task.future())
+
+        follow(jobs, submit, [device] * _QUEUED, progress=True)
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address}; `ray start --head`") from error
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"a run ended {_RETRIES + 1} times ({reason}); mend that") from error
+    finally:
+        probe.unlink(missing_ok=True)
+        if mine:
+            ray.shutdown()
+
+
+def _make_on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
+    if not probe.exists():
+        raise InputError(f"{probe.parent} is not shared by all machines; set FMN_RUNS")
+    torch.set_num_threads(1)
+    deadline = time.monotonic() + stop - time.time()
+    return make(job, probe.parent / job.config.id, device, False, deadline)
+
+
+def follow(
+    jobs: Callable[[], Sequence[Job]],
+    submit: Callable[[Job, str], Future[bool]],
+    places: Sequence[str],
+    progress: bool,
+) -> None:
+    """Submit jobs, one at a time to each of the places, until `jobs` lists none.
+
+    A job begins when the networks that it is made from are there. One that another process makes
+    is passed over, and tried again when something else is done.
+    """
+    running: dict[Future[bool], tuple[str, str]] = {}  # names and places
+    held, idle = set[str](), list(places)  # by other processes; by nobody
+    with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
+        while (todo := jobs()) or running:
+            left = {job.config.id for job in todo}
+            for job in todo:
+                taken = held.union(name for name, _ in running.values())
+                made_from = {member.config.id for member in job.members}
+                if idle and job.config.id not in taken and left.isdisjoint(made_from):
+                    place = idle.pop(0)
+                    running[submit(job, place)] = job.config.id, place
+            if not running:
+                time.sleep(_PATIENCE)
+                held.clear()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, place = running.pop(future)
+                idle.append(place)
+                bar.update(future.result())
+                held = set() if future.result() else held | {name}
+
+
+def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> bool:
+    """Make one job in its folder; False where another process is making it."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
-    if job.make is distill and not job.members:
-        train(job.config, path, device=device, progress=progress, deadline=deadline)
-    else:
-        options = {"progress": progress, "deadline": deadline} if job.make is distill else {}
-        job.make(job.config, job.members, path, device=device, **options)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # by torchrun, all on this run
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with nullcontext() if together else folder_lock(path).acquire(timeout=0):
+            if job.make is distill and not job.members:
+                train(job.config, path, device=device, progress=progress, deadline=deadline)
+            else:
+                more = {"progress": progress, "deadline": deadline} if job.make is distill else {}
+                job.make(job.config, job.members, path, device=device, **more)
+        return True
+    except Timeout:
+        return False
+
+
+def local_places(device: str, workers: int | None = None) -> list[str]:
+    """The device of each of the runs at a time: the GPUs of this machine in turn, or the device.
+
+    Raises:
+        InputError: If there are to be fewer than one, or the device is not there.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; allowed is at least 1")
+    gpu, alone = pick_device(device).type == "cuda", os.environ.get("WORLD_SIZE", "1") == "1"
+    count = torch.cuda.device_count() if gpu and alone and ":" not in device else 1
+    every = [f"cuda:{number}" for number in range(count)] if count > 1 else [device]
+    number = workers or (count if gpu else os.cpu_count() or 1)
+    return [every[n % count] for n in range(number)]
 
 
 def _left(jobs: Sequence[Job]) -> list[Job]:

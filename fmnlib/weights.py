@@ -48,6 +48,8 @@ def find_checkpoints(pattern: str) -> list[Path]:
     """
     pattern = str(Path(pattern).expanduser())
     matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
+    if odd := [path for path in matches if not path.is_file()]:  # a pipe would hang
+        raise InputError(f"{odd[0]} is no file; give a pattern that leaves it out")
     paths = [path for path in matches if not _is_ours(path)]
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"

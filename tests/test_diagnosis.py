@@ -12,10 +12,10 @@ from scipy.special import softmax
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.diagnosis import Option, diagnose
+from fmnlib.diagnosis import Option, _mixtures, _wide, diagnose
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
-from fmnlib.stats import Gain
+from fmnlib.stats import Gain, mean_gain
 from fmnlib.tracker import Tracker
 
 
@@ -200,6 +200,22 @@ def test_intervals_hold_what_other_samples_show():
             gain = accuracy - record.accuracy[-1]
             held[name] += gains[name].low <= gain <= gains[name].high
     assert min(held.values()) >= 91  # 95 less two deviations
+
+
+def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem():
+    values = np.array([0.0, 1.0, 1.0, 2.0, 3.0])
+    half = 1.959964 * values.std(ddof=1) / 5**0.5
+    found = mean_gain(values, 0.95)
+    assert [found.value, found.low, found.high] == pytest.approx([1.4, 1.4 - half, 1.4 + half])
+    assert _wide(0.05) == pytest.approx(0.994425, abs=1e-6)  # erf(1.959964), of twice the variance
+
+
+def test_mixtures_by_hand():
+    before, late = _mixtures(24)
+    last = (22, 24)
+    assert before[:4] == [((0, 4),), ((1, 3), last), ((2, 6),), ((3, 5), last)]
+    assert len(before) == 14
+    assert late == [((16, 18), last), ((18, 20), last), ((20, 22), last)]
 
 
 def test_what_only_a_mixture_knows_is_worth_distilling():

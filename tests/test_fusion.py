@@ -281,7 +281,12 @@ def test_save_and_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[1]", "{}", '{"weights": [1], "picks": [1], "window": 0}']
+    "content",
+    [
+        *("", "[1]", "{}", '{"weights": [1], "picks": [1], "window": 0}'),
+        '{"weights": [1.5, -0.5], "picks": [], "window": 0}',
+        '{"weights": [0.5, 0.4], "picks": [], "window": 0}',
+    ],
 )
 def test_load_refuses_what_is_no_fusion(tmp_path, content):
     path = tmp_path / "fusion.json"

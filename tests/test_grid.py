@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,3 +198,22 @@ def test_the_command_prints_what_is_left(tiny, capsys, monkeypatch):
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 12
     assert rows[0] == {"network": "digits convnet sym40 seed 0, run", "state": "left"}
+
+
+def test_without_ray_the_command_says_what_to_install(fmn, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it is an error, installed or not
+    told = "fmn: ray is not installed; pip install 'fmnlib[cluster]'\n"
+    assert fmn("grid", "cpu", "--engine", "ray")[::2] == (2, told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--engine ray --workers 2", "workers is not for the engine ray; leave it out"),
+        ("--address auto", "address is not for the engine local; leave it out"),
+        ("--engine ray --gpus-per-run 2", "gpus_per_run is 2.0; allowed is 0 to 1"),
+        ("--engine ray --gpus-per-run nan", "gpus_per_run is nan; allowed is 0 to 1"),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(fmn, words, told):
+    assert fmn("grid", "cpu", *words.split())[::2] == (2, f"fmn: {told}\n")

@@ -1,7 +1,13 @@
 import dataclasses
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from fmnlib import InputError, RunConfig, fusion, runs
 from fmnlib.data import load
@@ -99,3 +105,73 @@ def test_the_nearest_neighbours_are_those_of_plain_loops():
         nearest = ((train - query) ** 2).sum(axis=1).argsort(kind="stable")[:15]
         right += np.bincount(data.labels[nearest].numpy()).argmax() == label
     assert knn.accuracy == pytest.approx(right / len(test.labels), abs=1.5 / len(test.labels))
+
+
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from fmnlib import RunConfig, runs
+from fmnlib.checkpoint import folder_lock
+
+configs = [RunConfig(train_samples=200, epochs=4, seed=seed) for seed in range(4)]
+made, make = [], runs.make
+
+def noted(job, *rest):
+    if done := make(job, *rest):
+        made.append(job.config.seed)
+    return done
+
+runs.make = noted
+Path(sys.argv[1]).touch()
+while len(list(Path(sys.argv[1]).parent.glob("ready*"))) < 2:
+    time.sleep(0.01)
+runs.obtain(configs, device="cpu", workers=1, progress=False)
+print(json.dumps(made))
+"""
+
+
+def test_two_processes_share_a_list_of_runs(runs_root, tmp_path):
+    """Each takes what the other has not; both end when everything is there."""
+    command = [sys.executable, "-c", WORKER]
+    both = [
+        subprocess.Popen([*command, tmp_path / f"ready{n}"], stdout=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    made = [json.loads(process.communicate()[0]) for process in both]
+    assert len(list(runs_root.glob("*/record.npz"))) == 4
+    assert all(made), "one process did everything"
+    for part in made:
+        assert len(part) < 4, "no run was left to the other process"
+
+
+def test_a_run_that_another_process_holds_comes_last(runs_root):
+    configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
+    first = runs.folder(configs[0])
+    first.mkdir(parents=True)
+    hold = "from fmnlib.checkpoint import folder_lock; from pathlib import Path; import sys\n"
+    hold += f"with folder_lock(Path({str(first)!r})).acquire(): print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(runs.obtain, configs, device="cpu", workers=1, progress=False)
+        while not runs.complete(configs[1]):
+            time.sleep(0.05)
+        assert not future.done()
+        assert not runs.complete(configs[0])
+        holder.communicate("\n")
+        assert [record.config for record in future.result()] == configs
+
+
+def test_every_gpu_of_the_machine_is_used_unless_one_is_named(monkeypatch):
+    assert runs.local_places("cpu", 2) == ["cpu", "cpu"]
+    monkeypatch.setattr(runs, "pick_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    every = ["cuda:0", "cuda:1", "cuda:2"]
+    assert runs.local_places("auto") == runs.local_places("cuda") == every
+    assert runs.local_places("auto", 5) == [*every, "cuda:0", "cuda:1"]
+    assert runs.local_places("cuda:1") == ["cuda:1"]
+    assert runs.local_places("cuda:1", 2) == ["cuda:1"] * 2
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert runs.local_places("cuda") == ["cuda"]  # torchrun gives each process its own

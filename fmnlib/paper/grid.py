@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fmnlib import runs
+from fmnlib.checkpoint import folder_lock
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import load
-from fmnlib.files import write_whole
+from fmnlib.files import open_regular, write_whole
 from fmnlib.fusion import best_epochs, knowledge_fusion
 from fmnlib.paper import compare
 from fmnlib.plots import METHODS
@@ -106,15 +106,12 @@ def cells(grid: str, seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
 
 
 def work(
-    every: Sequence[Cell],
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    deadline: float = math.inf,
+    every: Sequence[Cell], *, make: Callable[..., None] = runs.make_all, **options: Any
 ) -> None:
-    """Make what is missing, in order; interrupted runs are resumed.
+    """Make what is missing, the most informative first; interrupted runs are resumed.
 
-    The cells come the most informative first; the rest is as in `fmnlib.runs.obtain`.
+    On this machine, or by `fmnlib.runs.make_on_ray` on a cluster. Options are those of `make`,
+    such as `device` and `deadline`.
 
     Raises:
         Paused: If the deadline leaves something to make.
@@ -123,7 +120,7 @@ def work(
     def missing() -> list[Job]:
         return [job for _, _, job in _named(every) if job and not runs.complete(job.config)]
 
-    runs.make_all(missing, device=device, workers=workers, deadline=deadline)
+    make(missing, **options)
 
 
 def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[str, str | float]]:
@@ -154,9 +151,12 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
     if target.exists() and not target.is_dir():
         raise InputError(f"out is {target}, which is a file; give a folder")
     try:
-        return dict(json.loads(file.read_text())["cells"]) if file.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{file} holds no results ({error!r}); move it away, or give another folder"
+        if not file.exists():
+            return {}
+        with open_regular(file) as stored:
+            return dict(json.load(stored)["cells"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        message = f"{file} holds no results ({error}); move it away, or give another folder"
         raise InputError(message) from error
 
 
@@ -239,7 +239,7 @@ def _locked(folder: Path) -> bool:
     if not (folder / ".lock").exists():
         return False
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with folder_lock(folder).acquire(timeout=0):
             return False
     except Timeout:
         return True
