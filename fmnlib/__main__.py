@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fmnlib import __version__, scores
 from fmnlib.config import (
-    REFINED_SHARE,
+    SOFT_SHARES,
     CheckpointFiles,
     InputError,
     Paused,
@@ -198,8 +198,8 @@ def distill_run(
     *,
     split: int | None = None,
     temperature: float = StudentConfig.temperature,
-    labels: Literal["refined", "given"] = "refined",
-    soft_share: float = REFINED_SHARE,
+    labels: Literal["given", "refined"] = "given",
+    soft_share: float | None = None,
     teacher_views: int = 0,
     device: str = "auto",
     max_minutes: float = math.inf,
@@ -213,9 +213,10 @@ def distill_run(
         run: Folder of a run, or the beginning of its name.
         split: Seed that draws the halves; that of the fusion where not given.
         temperature: Softens the teacher and the student.
-        labels: The teacher's class of each image, or the label of the data.
-        soft_share: Weight of the teacher's term; the labels' term has the rest. With given labels
-            the book takes 0.9.
+        labels: The label of the data, or refined, the teacher's class of each image: for data of
+            which many labels are wrong.
+        soft_share: Weight of the teacher's term; the labels' term has the rest. If not given, 0.9
+            with given labels and 0.5 with refined ones.
         teacher_views: Let the teacher score so many views of each augmented image beforehand.
         device: cpu, cuda, or auto for a GPU if there is one.
         max_minutes: Stop after the last epoch that ends within this time.
@@ -231,7 +232,8 @@ def distill_run(
     fusion, split = _fusion_of(folder, record, split)
     test = record.split(split)[1]
     members = members_of(record.config, folder, fusion)
-    loss = {"temperature": temperature, "soft_share": soft_share, "labels": labels}
+    share = SOFT_SHARES[labels] if soft_share is None else soft_share
+    loss = {"temperature": temperature, "soft_share": share, "labels": labels}
     config = student_config(record.config, "kf", members, **loss, teacher_views=teacher_views)
     path, deadline = folder.parent / config.id, _deadline(max_minutes)
     student = distill(config, members, path, device=device, deadline=deadline)
@@ -463,7 +465,7 @@ def _training_samples(
     if bool(run) == bool(files.checkpoints):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
         raise InputError(f"give a run, or {options}")
-    for name in ("network", "output", "epochs", "lr", "save_record"):
+    for name in ("network", "labels", "output", "epochs", "lr", "save_record"):
         if getattr(files, name) != getattr(_NO_FILES, name):
             option = name.replace("_", "-")
             raise InputError(f"--{option} has no use in `fmn labels`; give it to `fmn fuse`")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 TAIL = 0.75  # where the tail of a learning rate schedule begins, as a share of the run
-REFINED_SHARE = 0.5  # the soft share of a student with refined labels
+SOFT_SHARES = {"given": 0.9, "refined": 0.5}  # of a student, by its labels, in the commands
 
 
 class InputError(ValueError):
@@ -299,6 +299,9 @@ class CheckpointFiles:
     """The same for training, to distil with."""
     network: Literal["averaged", "distilled"] = "averaged"
     """One network to write: averaged weights, or a distilled student."""
+    labels: Literal["given", "refined"] = "given"
+    """What a student learns beside the mixture's probabilities: the labels of the data, or the
+    mixture's own class, for data of which many labels are wrong."""
     output: Path = Path("fused.safetensors")
     """File for its weights; the weights of the mixture go beside it as .json."""
     save_record: Path | None = None

@@ -8,7 +8,7 @@ import runpy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from fmnlib import models, training
 from fmnlib.checkpoint import checkpoint_path, load_tensors
-from fmnlib.config import REFINED_SHARE, CheckpointFiles, InputError, RunConfig, StudentConfig
+from fmnlib.config import SOFT_SHARES, CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import write_whole
@@ -84,7 +84,7 @@ def fuse_files(
             written = averaged(members)
         else:
             assert train is not None
-            options: Any = {"epochs": files.epochs, "lr": files.lr} | where
+            options: Any = {"epochs": files.epochs, "lr": files.lr, "labels": files.labels} | where
             written = distill_checkpoints(make, members, train, seen, **options)
         write_state(files.output, written.state_dict())
         names = checkpoint_names(at.paths)
@@ -233,30 +233,32 @@ def distill_checkpoints(
     *,
     epochs: int = 10,
     lr: float = 0.01,
+    labels: Literal["given", "refined"] = "given",
     device: torch.device | str = "cpu",
     kind: Kind = "model",
 ) -> nn.Module:
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
     It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
-    with refined labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
+    with these labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
     mixture predicts them once; other inputs it predicts in every pass, since they may be shuffled.
     """
     teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
     student = _loaded(make, heaviest, kind).to(device)
-    settings = StudentConfig(teacher="checkpoints", labels="refined", soft_share=REFINED_SHARE)
+    share = SOFT_SHARES[labels]
+    settings = StudentConfig(teacher="checkpoints", labels=labels, soft_share=share)
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
         return _distill_batches(student, teacher, train, config)
     images, seen = train.images, (val or train).images or train.images
-    labels, seen_labels = (torch.from_numpy(x.labels).to(device) for x in (images, seen))
+    targets, seen_targets = (torch.from_numpy(x.labels).to(device) for x in (images, seen))
     data = DataSet(
         images=images.on(device),
-        labels=labels,
-        flipped=torch.zeros_like(labels, dtype=torch.bool),
+        labels=targets,
+        flipped=torch.zeros_like(targets, dtype=torch.bool),
         eval_images=seen.on(device),
-        eval_labels=seen_labels,
+        eval_labels=seen_targets,
         classes=len(images.classes),
         mean=torch.tensor(images.preprocessing.mean, device=device),
         std=torch.tensor(images.preprocessing.std, device=device),
