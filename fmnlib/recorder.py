@@ -66,7 +66,8 @@ class Recorder:
         self._dtype = number_format(config.precision, data.device)
         self._rounded = checkpoint.rounded_by_autocast(model) if self._dtype.itemsize == 2 else ()
         halved = 2 if self._rounded else 1
-        weights = sum(tensor.nbytes for tensor in model.state_dict().values()) // halved
+        tensors = (*model.parameters(), *model.buffers())
+        weights = sum(tensor.nbytes for tensor in tensors) // halved
         _lay_out(self._probs, (len(self.kept), samples, data.classes), weights)
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:

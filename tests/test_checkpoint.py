@@ -15,7 +15,6 @@ from fmnlib.checkpoint import (
     checkpoint_path,
     clear_states,
     folder_lock,
-    load_or_create,
     load_tensors,
     newest_state,
     restore,
@@ -28,6 +27,7 @@ from fmnlib.checkpoint import (
 )
 from fmnlib.files import Transaction
 from fmnlib.parallel import World
+from fmnlib.recorder import load_or_create
 from fmnlib.step import Parts, make_optimizer, make_scaler
 
 CONFIG = RunConfig(momentum=0.9, lr=0.1)
@@ -190,10 +190,10 @@ def test_other_labels_than_at_the_beginning_are_refused(tmp_path):
 def test_a_record_is_made_once(tmp_path):
     made = []
 
-    def make():
-        made.append(1)
+    def make(data):
+        made.append(len(data.labels))
         return RunRecord.from_arrays(np.full((1, 2, 2), 0.5), [0, 1])
 
-    one, two = (load_or_create(CONFIG, tmp_path, make) for _ in range(2))
-    assert made == [1]
+    one, two = (load_or_create(CONFIG, tmp_path, torch.device("cpu"), make) for _ in range(2))
+    assert made == [1000]
     assert one.labels.tolist() == two.labels.tolist() == [0, 1]

@@ -191,7 +191,8 @@ def test_tangos_interval_holds_the_estimate_and_mirrors(won, lost, tied):
 def test_wilsons_interval_holds_the_share_and_mirrors(hits, misses):
     if not hits + misses:
         return
-    share, other = proportion(hits, hits + misses), proportion(misses, hits + misses)
+    hit = np.arange(hits + misses) < hits
+    share, other = proportion(hit), proportion(~hit)
     assert 0 <= share.low <= share.value + 1e-12
     assert share.value - 1e-12 <= share.high <= 1
     np.testing.assert_allclose([other.low, other.high], [1 - share.high, 1 - share.low], atol=1e-9)
