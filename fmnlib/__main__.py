@@ -465,10 +465,13 @@ def _training_samples(
     if bool(run) == bool(files.checkpoints):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
         raise InputError(f"give a run, or {options}")
-    for name in ("network", "labels", "output", "epochs", "lr", "save_record"):
+    unused = {"network", "labels", "output", "epochs", "lr", "save_record"}
+    if not files.model:
+        unused |= {"data", "weights", "size", "resize", "mean", "std"}
+    for name in sorted(unused):
         if getattr(files, name) != getattr(_NO_FILES, name):
             option = name.replace("_", "-")
-            raise InputError(f"--{option} has no use in `fmn labels`; give it to `fmn fuse`")
+            raise InputError(f"--{option} has no use in this `fmn labels`; leave it out")
     if files.model and not run:
         return labels.of_files(files, _anchored, split or 0, None)
     if files.model:

@@ -9,8 +9,9 @@ neither difference has a sign.
 Whatever is chosen (that epoch, the checkpoint to stop at, the fusion) is chosen on four fifths of
 the half and scored on the rest, in turn: cross-fitting. What the folds choose varies with the
 samples too, which about doubles the variance of a count; intervals are wider by the square root
-of 2 for that. Where the record has groups, whose samples depend on each other, folds and intervals
-are of groups. The test half is left for the report on what is then done.
+of 2 for that, by more with few groups. Where the record has groups, whose samples depend on each
+other, folds and intervals are of groups. The test half is left for the report on
+what is then done.
 """
 
 import dataclasses

@@ -191,6 +191,8 @@ def train_corrected(
     *,
     matrix: Matrix,
     device: str = "auto",
+    progress: bool = True,
+    deadline: float = math.inf,
 ) -> RunRecord:
     """Train with `fmnlib.losses.forward_corrected` and return the record, of all epochs.
 
@@ -203,9 +205,11 @@ def train_corrected(
         folder: The run's own folder.
         matrix: T, `[classes, classes]`: which given labels the samples of each class have.
         device: As in `train`.
+        progress: As in `train`.
+        deadline: As in `train`.
 
     Raises:
-        InputError: If the matrix does not fit the config or the data.
+        InputError: If the matrix is none, or does not fit the config or the data.
     """
     if corrected_config(config, matrix) != config:
         name = corrected_config(config, matrix).teacher
@@ -215,12 +219,15 @@ def train_corrected(
     if matrix.shape != (data.classes, data.classes):
         shape, wanted = " x ".join(map(str, matrix.shape)), f"{data.classes} x {data.classes}"
         raise InputError(f"the noise matrix is {shape}; give {wanted}")
+    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1):
+        raise InputError("a row of the noise matrix is negative or does not sum to 1; rows are P")
     noise = torch.tensor(matrix, dtype=torch.float32, device=data.device)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         return forward_corrected(logits, data.labels[batch.index], noise)
 
-    return train(config, folder, device=device, data=data, criterion=loss, progress=False)
+    options: Any = {"progress": progress, "deadline": deadline}
+    return train(config, folder, device=device, data=data, criterion=loss, **options)
 
 
 def average(

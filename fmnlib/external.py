@@ -507,6 +507,8 @@ def _check_outputs(files: CheckpointFiles) -> Path:
     if files.network == "distilled" and files.train is None:
         needed = "--network distilled needs --train"
         raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")
+    if files.labels == "refined" and files.network != "distilled":
+        raise InputError("--labels refined is for a student; give --network distilled, too")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":

@@ -65,9 +65,8 @@ class Recorder:
         self.histogram = np.zeros((epochs, 2, len(LOSS_EDGES) - 1), np.int64)
         self._dtype = number_format(config.precision, data.device)
         self._rounded = checkpoint.rounded_by_autocast(model) if self._dtype.itemsize == 2 else ()
-        halved = 2 if self._rounded else 1
-        tensors = (*model.parameters(), *model.buffers())
-        weights = sum(tensor.nbytes for tensor in tensors) // halved
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        weights = sum(t.nbytes // (2 if name in self._rounded else 1) for name, t in tensors)
         _lay_out(self._probs, (len(self.kept), samples, data.classes), weights)
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
@@ -263,7 +262,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
     needed = shape[0] * (weights + 2 * math.prod(shape[1:]))  # probabilities in half precision
     if (free := shutil.disk_usage(path.parent).free) < needed:
         problem = f"the run's {shape[0]} checkpoints take {needed / 1e9:.1f} GB"
-        remedy = "raise keep_every, free space, or set FMN_RUNS to another disk"
+        remedy = "keep fewer epochs, or free space on the disk of the run"
         raise InputError(f"{problem} and {free / 1e9:.1f} GB are free; {remedy}")
     part = new_part(path)
     np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()

@@ -142,7 +142,8 @@ def obtain(
     known = {name: _committed(job.config, fresh) for name, job in jobs_by_id.items()}
     missing = [job for name, job in jobs_by_id.items() if known[name] is None]
     todo = [job for job in missing if not complete(job.config)]
-    teachers = {m.config.id: Job(m.config) for job in todo for m in job.members}
+    made_from = [member.config for job in todo for member in job.members]
+    teachers = {c.id: jobs_by_id.get(c.id, Job(c)) for c in made_from}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
         make_all(functools.partial(_left, stage), device, workers, progress, deadline)
@@ -246,14 +247,20 @@ def make_on_ray(
     probe, mine = new_part(root().resolve() / "shared"), not ray.is_initialized()
     try:
         if mine:
-            ray.init(address, include_dashboard=False)
+            try:
+                ray.init(address, include_dashboard=False)
+            except ConnectionError as error:
+                where = address or os.environ.get("RAY_ADDRESS")
+                raise InputError(
+                    f"no Ray cluster answers at {where}; `ray start --head`"
+                ) from error
         there = ray.cluster_resources().get("GPU", 0)
         gpus = min(there, 1) if gpus_per_run is None else gpus_per_run
         if gpus > there:
             raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
         stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
-        where = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": where}
+        data = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": data}
         remote = ray.remote(**options)(_make_on_node)
 
         def submit(job: Job, place: str) -> Future[bool]:
@@ -262,8 +269,6 @@ def make_on_ray(
             return cast("Future[bool]", task.future())
 
         follow(jobs, submit, [device] * _QUEUED, progress=True)
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}; `ray start --head`") from error
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
@@ -292,7 +297,8 @@ def follow(
     """Submit jobs, one at a time to each of the places, until `jobs` lists none.
 
     A job begins when the networks that it is made from are there. One that another process makes
-    is passed over, and tried again when something else is done.
+    is passed over, and tried again when something else is done, or soon if a place is idle.
+    Where one pauses, the others are let pause, too.
     """
     running: dict[Future[bool], tuple[str, str]] = {}  # names and places
     held, idle = set[str](), list(places)  # by other processes; by nobody
@@ -308,7 +314,13 @@ def follow(
             if not running:
                 time.sleep(_PATIENCE)
                 held.clear()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            patience = _PATIENCE if held and idle else None
+            done = wait(running, patience, return_when=FIRST_COMPLETED).done
+            if not done:
+                held.clear()
+            for future in done:
+                if isinstance(future.exception(), Paused):
+                    wait(running)
                 name, place = running.pop(future)
                 idle.append(place)
                 bar.update(future.result())
@@ -319,16 +331,16 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
     """Make one job in its folder; False where another process is making it."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)
+    place = torch.cuda.device(device) if device.startswith("cuda:") else nullcontext()
     together = os.environ.get("WORLD_SIZE", "1") != "1"  # by torchrun, all on this run
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with nullcontext() if together else folder_lock(path).acquire(timeout=0):
+        with place, nullcontext() if together else folder_lock(path).acquire(timeout=0):
             if job.make is distill and not job.members:
                 train(job.config, path, device=device, progress=progress, deadline=deadline)
             else:
-                more = {"progress": progress, "deadline": deadline} if job.make is distill else {}
+                trains = job.make is distill or not job.members
+                more = {"progress": progress, "deadline": deadline} if trains else {}
                 job.make(job.config, job.members, path, device=device, **more)
         return True
     except Timeout:

@@ -43,6 +43,7 @@ OUTCOMES = {
 }
 """The outcomes of a claim, for reading."""
 _EDGE = 1e-9
+_FEW = 5  # groups
 
 Mask = Bool[np.ndarray, " samples"]
 Probs = Float[np.ndarray, "samples classes"]
@@ -373,6 +374,8 @@ def paired_gain(right: Mask, baseline: Mask, level: float = 0.95, groups: Groups
     def end(sign: int) -> float:
         if math.isinf(z) or sign * value > 1 - _EDGE:  # every sample speaks for this end
             return float(sign)
+        if beyond(sign * (1 - _EDGE), sign) >= 0:  # very few groups
+            return float(sign)
         return float(brentq(beyond, value, sign * (1 - _EDGE), args=(sign,)))
 
     return Gain(value, end(-1), end(1))
@@ -391,7 +394,8 @@ def mean_gain(
     effect, z = _dependence(differences, groups, level)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) * math.sqrt(effect / len(differences))
-    return Gain(mean, mean - z * error, mean + z * error)
+    half = z * error if error or math.isfinite(z) else z
+    return Gain(mean, mean - half, mean + half)
 
 
 def gains(
@@ -455,8 +459,8 @@ def _dependence(
 ) -> tuple[float, float]:
     """The design effect of a mean, at least 1, and the quantile of an interval of this level.
 
-    Where all values are equal they say nothing of how alike a group is, and its samples count as
-    one.
+    Where fewer than `_FEW` groups hold other values than the median they say little of how alike a
+    group is, and its samples count as one.
     """
     if groups is None:
         return 1.0, float(norm.ppf((1 + level) / 2))
@@ -467,7 +471,9 @@ def _dependence(
         return 1.0, math.inf
     spread = float((deviations**2).sum())
     between = float((np.bincount(place, deviations) ** 2).sum()) * number / (number - 1)
-    effect = between / spread if spread else float((sizes**2).sum() / len(values))
+    effect = between / spread if spread else 1.0
+    if len(np.unique(place[values != np.median(values)])) < _FEW:
+        effect = max(effect, float((sizes**2).sum() / len(values)))
     return max(1.0, effect), float(student_t.ppf((1 + level) / 2, number - 1))
 
 

@@ -193,7 +193,7 @@ def test_labels_are_ranked_by_the_fusion_that_was_written(fmn, tracked):
     assert (before, networks("after.csv")) == (before, 5)
     assert before != 5
     assert "was chosen on split 3 and split is 1" in networks("other.csv", "--split", "1")
-    told = "--network has no use in `fmn labels`; give it to `fmn fuse`"
+    told = "--network has no use in this `fmn labels`; leave it out"
     assert told in networks("other.csv", "--network", "distilled")
 
 
@@ -211,6 +211,7 @@ def test_missing_checkpoints_are_named_before_any_work(fmn, tracked):
     [
         (["--data", "table.py:train"], "other labels than the tracked samples"),
         (["--network", "distilled"], "distilled needs --train"),
+        (["--labels", "refined"], "--labels refined is for a student; give --network distilled"),
         ([], "has BatchNorm, to be estimated anew; give --train"),
         (["--train", "table.py:nothing"], "has no function 'nothing'"),
         (["--train", "table.py:once"], "returned a generator; return a DataLoader or a list"),

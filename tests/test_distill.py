@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fmnlib import InputError, RunConfig, runs
 from fmnlib.checkpoint import checkpoint_path, load_tensors
+from fmnlib.config import Paused
 from fmnlib.data import Batch, load
 from fmnlib.distillation import (
     average,
@@ -162,6 +163,14 @@ def test_a_run_that_is_corrected_for_its_noise_reads_through_a_known_confusion(t
     assert len(record.kept) == 12  # it can be fused like any other
 
 
+def test_a_corrected_run_and_its_student_are_made_in_one_call(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path))
+    job = runs.corrected(SMALL, trained[1].split(0)[0])
+    student = runs.student(job.config, "kf", Fusion(np.array([0.5, 0.0, 0.0, 0.5])))
+    made = runs.obtain([job, student], workers=1, progress=False)
+    assert [record.config for record in made] == [job.config, student.config]
+
+
 def test_a_corrected_run_is_named_by_its_matrix(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("FMN_RUNS", str(tmp_path))
     _, record, _ = trained
@@ -172,6 +181,11 @@ def test_a_corrected_run_is_named_by_its_matrix(trained, tmp_path, monkeypatch):
     [record] = runs.obtain([job], workers=1, progress=False)
     assert (record.config, len(record.kept)) == (job.config, 4)
     assert not runs.complete(SMALL)  # nothing of it is needed
+    with pytest.raises(Paused, match="paused after 1 of 4 epochs"):
+        train_corrected(job.config, (), tmp_path / "late", matrix=matrix, deadline=0.0)
+    half = corrected_config(SMALL, matrix / 2)
+    with pytest.raises(InputError, match="a row of the noise matrix is negative or does not sum"):
+        train_corrected(half, (), tmp_path / "half", matrix=matrix / 2)
     other = matrix[::-1]
     assert corrected_config(SMALL, other).id != job.config.id
     with pytest.raises(InputError, match="the noise matrix is glc-.* and the run glc-"):

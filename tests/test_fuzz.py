@@ -1,6 +1,7 @@
 """Damaged files and arguments end in the same outcome or in one line; `make fuzz` tries 2,000."""
 
 import json
+import time
 from pathlib import Path
 
 from benchmarks import fuzz
@@ -18,6 +19,12 @@ def test_a_sample_of_damage_is_refused_in_one_line_or_changes_nothing(monkeypatc
     assert set(found) == {target.kind for target in fuzz.targets()}
     assert sum(counts.get("refused", 0) for counts in found.values()) > 20
     assert sum(counts.get("same", 0) for counts in found.values()) > 5
+
+
+def test_a_command_that_hangs_is_a_fault(monkeypatch):
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz.__main__, "app", lambda *_, **__: time.sleep(9))
+    assert "Hang" in fuzz.fault(*fuzz.call(["runs"]))
 
 
 def test_what_is_a_fault():

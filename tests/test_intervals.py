@@ -123,6 +123,24 @@ def test_groups_without_a_difference_count_as_one_sample_each():
     assert found.high == pytest.approx(paired_gain(same[:20], same[:20], groups=groups[::5]).high)
 
 
+def test_a_single_other_sample_does_not_narrow_an_interval_to_that_of_independent_ones():
+    groups, same = np.repeat(np.arange(20), 50), np.zeros(1000, bool)
+    one = np.arange(1000) == 7
+    none, some = (proportion(mask, groups=groups) for mask in (same, one))
+    assert some.high > 0.9 * none.high
+    none, some = (paired_gain(mask, same, groups=groups) for mask in (same, one))
+    assert some.high > 0.9 * none.high
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99995])
+def test_two_groups_have_an_interval_at_any_level(level):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        right, baseline = rng.random((2, 40)) < rng.random((2, 1))
+        found = paired_gain(right, baseline, level, np.arange(40) // 20)
+        assert -1 <= found.low <= found.value <= found.high <= 1
+
+
 def test_one_group_says_nothing_of_another():
     right, one = np.arange(50) < 40, np.zeros(50, int)
     assert (paired_gain(right, ~right, groups=one).low, proportion(right, groups=one).high) == (
@@ -130,3 +148,4 @@ def test_one_group_says_nothing_of_another():
         1,
     )
     assert mean_gain(right * 1.0, groups=one).high == np.inf
+    assert mean_gain(np.zeros(50), groups=one).low == -np.inf

@@ -80,7 +80,7 @@ class MutantsTable(SphinxDirective):
         for one in found["survivors"]:
             change = one["change"].replace("`", "").replace("|", "\\|")
             rows.append([one["module"], f"`` {change} ``", one["reason"] or "not looked into"])
-        about = "**Mutants that no test notices.** The change, and the line that it is made in."
+        about = "**Mutants that no test noticed.** The change, and the line that it is made in."
         return _table(self, caption, "tab-mutants", table) + _table(
             self, about, "tab-survivors", rows
         )
