@@ -20,7 +20,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COLAB = "babel ipykernel ipywidgets matplotlib numpy pandas scikit-learn scipy torch torchvision tqdm"
+COLAB = (
+    "babel ipykernel ipywidgets matplotlib numpy pandas scikit-learn scipy torch torchvision tqdm"
+)
 
 pytestmark = pytest.mark.colab
 
