@@ -199,7 +199,7 @@ def test_a_run_that_the_disk_does_not_hold_is_refused_before_it_trains(tmp_path)
     long = dataclasses.replace(SMALL, model="resnet18", image_size=32, epochs=300_000)
     weights = build_model(long, load(long)).state_dict().values()
     needed = 300_000 * (sum(tensor.nbytes for tensor in weights) + 2 * 50 * 10)
-    told = f"the run's 300000 checkpoints take {needed / 1e9:.1f} GB and .* are free; keep fewer epochs"
+    told = f"the run's 300000 checkpoints take {needed / 1e9:.1f} GB and .* are free; keep few"
     with pytest.raises(InputError, match=told):
         run(long, tmp_path)
     assert not (tmp_path / "probs.npy").exists()
