@@ -287,6 +287,8 @@ class RunRecord:
             config = None if about["config"] is None else _read_config(about)
             probs, expected = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
+                if not (path / "probs.npy").is_file():  # a pipe would hang
+                    raise ValueError("probs.npy is no file")
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
                 if not np.array_equal(checksums(probs), expected):
                     raise ValueError("probs.npy is not what the record says that it is")

@@ -252,6 +252,8 @@ def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
     """
     if path.exists():
         try:
+            if not path.is_file():  # a pipe would hang
+                raise OSError("it is no file")
             stored = np.load(path, mmap_mode="r", allow_pickle=False).shape
             if stored != shape:
                 raise ValueError(f"its shape is {stored}, not {shape}")

@@ -377,6 +377,13 @@ def test_probabilities_are_compressed_where_that_is_asked_for(tmp_path):
         assert_equal(RunRecord.load(tmp_path), WHOLE)
 
 
+def test_a_pipe_in_the_place_of_probabilities_is_refused(tmp_path):
+    RunRecord.from_arrays(PROBS, LABELS).save(tmp_path / "record.npz", light=True)
+    os.mkfifo(tmp_path / "probs.npy")
+    with pytest.raises(InputError, match=r"probs\.npy is no file"):
+        RunRecord.load(tmp_path)
+
+
 def test_a_pipe_is_no_record(tmp_path):
     os.mkfifo(tmp_path / "record.npz")
     with pytest.raises(InputError, match="is no record .it is no file"):
