@@ -24,7 +24,7 @@ from fmnlib.config import (
     RunConfig,
     StudentConfig,
 )
-from fmnlib.files import write_whole
+from fmnlib.files import refuse_existing, write_whole
 from fmnlib.fusion import (
     Fusion,
     accuracy,
@@ -276,8 +276,7 @@ def rank_labels(
     from fmnlib import labels
 
     for path in filter(None, (csv, html)):
-        if path.exists():
-            raise InputError(f"{path} exists; give another name, or move it away")
+        refuse_existing(path)
     samples, fusion = _training_samples(run, files, split)
     names: Any = {"files": samples.files, "classes": samples.classes}
     table = labels.suspects(samples.probs, samples.given, **names)
@@ -468,10 +467,10 @@ def _training_samples(
     unused = {"network", "labels", "output", "epochs", "lr", "save_record"}
     if not files.model:
         unused |= {"data", "weights", "size", "resize", "mean", "std"}
-    for name in sorted(unused):
-        if getattr(files, name) != getattr(_NO_FILES, name):
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} has no use in this `fmn labels`; leave it out")
+    given = [name for name in sorted(unused) if getattr(files, name) != getattr(_NO_FILES, name)]
+    if given:
+        option = given[0].replace("_", "-")
+        raise InputError(f"--{option} has no use in this `fmn labels`; leave it out")
     if files.model and not run:
         return labels.of_files(files, _anchored, split or 0, None)
     if files.model:

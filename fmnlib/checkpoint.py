@@ -20,7 +20,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
 from fmnlib.config import InputError, RunConfig
-from fmnlib.files import Transaction, write_whole
+from fmnlib.files import Transaction, require_file, write_whole
 from fmnlib.models import State
 from fmnlib.parallel import SINGLE_PROCESS, World
 from fmnlib.step import Parts
@@ -68,8 +68,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors that `save_tensors` wrote; an `InputError` if the file is damaged."""
     try:
-        if not path.is_file():  # a pipe would hang
-            raise OSError("it is no file")
+        require_file(path)
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}

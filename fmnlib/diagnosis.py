@@ -10,8 +10,7 @@ Whatever is chosen (that epoch, the checkpoint to stop at, the fusion) is chosen
 the half and scored on the rest, in turn: cross-fitting. What the folds choose varies with the
 samples too, which about doubles the variance of a count; intervals are wider by the square root
 of 2 for that, by more with few groups. Where the record has groups, whose samples depend on each
-other, folds and intervals are of groups. The test half is left for the report on
-what is then done.
+other, folds and intervals are of groups. The test half is left for the report on what is done.
 """
 
 import dataclasses
@@ -35,10 +34,9 @@ from fmnlib.fusion import (
     fuse,
     horizontal,
     knowledge_fusion,
-    refuse_test,
     right_samples,
 )
-from fmnlib.record import Columns, RunRecord, folds
+from fmnlib.record import Columns, RunRecord, folds, refuse_test
 from fmnlib.stats import MARGIN, Gain, Interval, Mask, mean_gain, paired_gain, proportion
 
 FOLDS = 5

@@ -24,6 +24,7 @@ from fmnlib.data import Batch, DataSet, load, sample_crop_flip
 from fmnlib.fusion import Fusion
 from fmnlib.losses import forward_corrected
 from fmnlib.models import autocast, load_average, mix_probs
+from fmnlib.noise import check_matrix
 from fmnlib.parallel import join
 from fmnlib.record import RunRecord
 from fmnlib.recorder import load_or_create
@@ -64,14 +65,13 @@ def student_config(
         student: Other fields of `StudentConfig`.
     """
     parts = "".join(f"{m.config.id} {m.epoch} {m.weight:.9f}\n" for m in members)
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:8]
     return dataclasses.replace(
         config,
         keep_every=config.epochs,
         keep=(),
         loss="cross_entropy",
         loss_parameters=(),
-        student=StudentConfig(teacher=f"{name}-{digest}", **student),
+        student=StudentConfig(teacher=_named(name, parts), **student),
     )
 
 
@@ -179,8 +179,7 @@ def with_view_pool(config: RunConfig, data: DataSet) -> DataSet:
 def corrected_config(config: RunConfig, matrix: Matrix) -> RunConfig:
     """The config of a run whose loss is corrected for a noise matrix, named by its digest."""
     numbers = " ".join(f"{share:.6f}" for share in matrix.flat)
-    digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
-    student = StudentConfig(teacher=f"glc-{digest}")
+    student = StudentConfig(teacher=_named("glc", numbers))
     return dataclasses.replace(config, loss="cross_entropy", loss_parameters=(), student=student)
 
 
@@ -199,28 +198,20 @@ def train_corrected(
     With a matrix from `fmnlib.noise.estimated_matrix` this is the gold loss correction of
     Hendrycks et al. (2018), whose trusted samples choose here and are not trained on.
 
-    Args:
-        config: Of `corrected_config`, for this matrix.
-        members: None are needed.
-        folder: The run's own folder.
-        matrix: T, `[classes, classes]`: which given labels the samples of each class have.
-        device: As in `train`.
-        progress: As in `train`.
-        deadline: As in `train`.
+    The matrix T `[classes, classes]` says which given labels the samples of each class have, the
+    config is that of `corrected_config` for it, members are none; the rest is as in `train`.
 
     Raises:
         InputError: If the matrix is none, or does not fit the config or the data.
     """
-    if corrected_config(config, matrix) != config:
-        name = corrected_config(config, matrix).teacher
-        raise InputError(f"the noise matrix is {name} and the run {config.teacher or 'plain'}; "
-                         "make the config with corrected_config")  # fmt: skip
+    if (fitting := corrected_config(config, matrix)) != config:
+        problem = f"the noise matrix is {fitting.teacher} and the run {config.teacher or 'plain'}"
+        raise InputError(f"{problem}; make the config with corrected_config")
     data = load(config, join(pick_device(device))[1])
     if matrix.shape != (data.classes, data.classes):
         shape, wanted = " x ".join(map(str, matrix.shape)), f"{data.classes} x {data.classes}"
         raise InputError(f"the noise matrix is {shape}; give {wanted}")
-    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1):
-        raise InputError("a row of the noise matrix is negative or does not sum to 1; rows are P")
+    check_matrix(matrix)
     noise = torch.tensor(matrix, dtype=torch.float32, device=data.device)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -261,6 +252,10 @@ def _average(
     logits = predict(model, data, data.eval_images, config.precision)
     probs = logits.softmax(1)[None].cpu().numpy()
     return RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
+
+
+def _named(name: str, content: str) -> str:
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def _weights(member: Member) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.config import SOFT_SHARES, CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
-from fmnlib.files import write_whole
+from fmnlib.files import refuse_existing, write_whole
 from fmnlib.fusion import Fusion, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
 from fmnlib.parallel import has_batchnorm
@@ -515,8 +515,7 @@ def _check_outputs(files: CheckpointFiles) -> Path:
         raise InputError(f"output is {files.output}; give a name that ends in .safetensors")
     mixture_file = files.output.with_suffix(".json")
     for path in filter(None, (files.output, mixture_file, files.save_record)):
-        if path.exists():
-            raise InputError(f"{path} exists; give another name, or move it away")
+        refuse_existing(path)
         parent = next(p for p in path.absolute().parents if p.exists())
         try:
             tempfile.TemporaryFile(dir=parent).close()

@@ -87,6 +87,18 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
     return file
 
 
+def require_file(path: Path) -> None:
+    """An `OSError` for what is no file: to open a pipe would hang."""
+    if not path.is_file():
+        raise OSError("it is no file")
+
+
+def refuse_existing(path: Path) -> None:
+    """An `InputError` for a path at which something would be overwritten."""
+    if path.exists():
+        raise InputError(f"{path} exists; give another name, or move it away")
+
+
 def data_root() -> Path:
     """Where data sets lie: the folder that the environment variable FMN_DATA names, or data/."""
     return Path(os.environ.get("FMN_DATA", "data"))

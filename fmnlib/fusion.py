@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from fmnlib.config import InputError
 from fmnlib.files import open_regular, write_whole
-from fmnlib.record import Columns, RunRecord
+from fmnlib.record import Columns, RunRecord, refuse_test
 from fmnlib.scores import forget_fraction
 
 BEST = 5
@@ -316,12 +316,6 @@ def likelihood_weights(val: RunRecord, *, tolerance: float = 1e-3) -> Fusion:
         weights = step[0]
     weights = np.where(weights < _NEGLIGIBLE, 0.0, weights)
     return _over_kept(val, weights / weights.sum())
-
-
-def refuse_test(record: RunRecord) -> None:
-    """Hold what selects to the validation half."""
-    if record.half == "test":
-        raise InputError("this is a test half, which selects nothing; give the validation half")
 
 
 def right_samples(probs: Probs, labels: Int[np.ndarray, " samples"]) -> Right:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from fmnlib.config import InputError
+from fmnlib.files import require_file
 
 IN_MEMORY = 2**30
 """Most bytes of images that are held in memory; more are read from their files in each pass."""
@@ -269,8 +270,7 @@ class _Decoder(Dataset[Any]):
         for name in self.files[index].tolist():
             path = self.root / os.fsdecode(name)
             try:
-                if not path.is_file():  # a pipe would hang
-                    raise OSError("it is no file")
+                require_file(path)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of palettes with transparency
                     warnings.simplefilter("error", Image.DecompressionBombWarning)

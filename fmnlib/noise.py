@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from fmnlib.config import InputError, RunConfig
 from fmnlib.files import data_root
-from fmnlib.record import RunRecord
+from fmnlib.record import RunRecord, refuse_test
 
 # For each of the 100 classes of CIFAR-100, in torchvision's order, its superclass.
 _SUPERCLASS = (
@@ -118,8 +118,7 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
     >>> transition(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]]), seed=0)[0].tolist()
     [1, 0]
     """
-    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1):
-        raise InputError("a row of the noise matrix is negative or does not sum to 1; rows are P")
+    check_matrix(matrix)
     if labels.max() >= len(matrix):
         raise InputError(
             f"the noise matrix has {len(matrix)} classes, the labels run to {labels.max()}"
@@ -128,6 +127,12 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
     cumulative = matrix.cumsum(axis=1)[labels]
     noisy = np.minimum((draws[:, None] >= cumulative).sum(axis=1), len(matrix) - 1)
     return noisy, noisy != labels
+
+
+def check_matrix(matrix: Float[np.ndarray, "classes classes"]) -> None:
+    """An `InputError` for rows that are no probabilities."""
+    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1):
+        raise InputError("a row of the noise matrix is negative or does not sum to 1; rows are P")
 
 
 def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
@@ -141,8 +146,7 @@ def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
     >>> estimated_matrix(RunRecord.from_arrays(probs, np.array([0, 0, 1]))).round(3).tolist()
     [[0.6, 0.4], [0.1, 0.9]]
     """
-    if val.half == "test":
-        raise InputError("this is a test half, which estimates nothing; give the validation half")
+    refuse_test(val, "estimates")
     counts = np.bincount(val.labels, minlength=val.classes)
     if not counts.all():
         problem = f"class {counts.argmin()} has no sample in the validation half"

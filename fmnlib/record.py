@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from fmnlib import __version__
 from fmnlib.config import InputError, RunConfig
-from fmnlib.files import write_whole
+from fmnlib.files import require_file, write_whole
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
@@ -273,8 +273,7 @@ class RunRecord:
         if not file.exists():
             raise InputError(f"{file} does not exist; `fmn runs` lists the runs there are")
         try:
-            if not file.is_file():  # a pipe would hang
-                raise OSError("it is no file")
+            require_file(file)
             with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}  # checks the CRC
                 written = {info.filename[:-4]: info.CRC for info in stored.zip.infolist()}
@@ -322,6 +321,12 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
     order = np.random.default_rng(seed).permutation(samples)
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
+
+
+def refuse_test(record: RunRecord, does: str = "selects") -> None:
+    """Hold what selects, or does something else with labels, to the validation half."""
+    if record.half == "test":
+        raise InputError(f"this is a test half, which {does} nothing; give the validation half")
 
 
 def folds(record: RunRecord, number: int, seed: int) -> Int[np.ndarray, " samples"]:

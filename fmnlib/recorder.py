@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet, load
-from fmnlib.files import Transaction, new_part
+from fmnlib.files import Transaction, new_part, require_file
 from fmnlib.models import number_format
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums
 
@@ -252,8 +252,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
     """
     if path.exists():
         try:
-            if not path.is_file():  # a pipe would hang
-                raise OSError("it is no file")
+            require_file(path)
             stored = np.load(path, mmap_mode="r", allow_pickle=False).shape
             if stored != shape:
                 raise ValueError(f"its shape is {stored}, not {shape}")

@@ -1,5 +1,6 @@
 """What all tests share: real data sets where FMN_DATA has them, one thread a test process."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,28 @@ def real_data():
     if "FMN_DATA" not in os.environ or not (root / "cifar100").exists():
         pytest.skip("FMN_DATA names no folder with cifar100/ and fashionmnist/")
     return root
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """A block in which training is interrupted while it writes its third checkpoint."""
+    from fmnlib.files import Transaction
+
+    write = Transaction.write
+
+    def die(batch, path, content):
+        if path.name == "epoch_0002.safetensors":
+            raise KeyboardInterrupt
+        write(batch, path, content)
+
+    @contextlib.contextmanager
+    def block():
+        with monkeypatch.context() as patch:
+            patch.setattr(Transaction, "write", die)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return block
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from fmnlib.distillation import (
     train_corrected,
     with_view_pool,
 )
-from fmnlib.files import Transaction
 from fmnlib.fusion import Fusion, knowledge_fusion
 from fmnlib.models import average_weights
 from fmnlib.noise import confused_with, estimated_matrix
@@ -198,21 +197,10 @@ def test_a_corrected_run_is_named_by_its_matrix(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_corrected_run_that_is_stopped_goes_on_with_the_same_bits(
-    trained, tmp_path, monkeypatch
-):
+def test_a_corrected_run_that_is_stopped_goes_on_with_the_same_bits(trained, tmp_path, dying):
     job = runs.corrected(SMALL, trained[1].split(0)[0])
     whole = corrected(job, tmp_path / "whole")
-    write = Transaction.write
-
-    def die(batch, path, content):
-        if path.name == "epoch_0002.safetensors":
-            raise KeyboardInterrupt
-        write(batch, path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Transaction, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            corrected(job, tmp_path / "stopped")
+    with dying():
+        corrected(job, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "record.npz").exists()
     np.testing.assert_array_equal(whole.probs, corrected(job, tmp_path / "stopped").probs)

@@ -14,7 +14,6 @@ from fmnlib import InputError, RunConfig, images
 from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import Paused
 from fmnlib.data import load
-from fmnlib.files import Transaction
 from fmnlib.record import LOSS_EDGES
 from fmnlib.training import build_model, learning_rate, predict, train
 
@@ -67,21 +66,12 @@ def test_a_network_learns_the_digits(tmp_path):
     ],
     ids=["sgd", "adamw", "ema", "augmented", "elr", "sat", "ps_kd"],
 )
-def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, monkeypatch):
+def test_a_run_that_is_stopped_goes_on_with_the_same_bits(tmp_path, changes, dying):
     config = dataclasses.replace(SMALL, **changes)
     whole = run(config, tmp_path / "whole")
 
-    write = Transaction.write
-
-    def die(batch, path, content):
-        if path.name == "epoch_0002.safetensors":
-            raise KeyboardInterrupt
-        write(batch, path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Transaction, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "stopped")
+    with dying():
+        run(config, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "record.npz").exists()
     assert_same_records(whole, run(config, tmp_path / "stopped"))
 

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from fmnlib.config import InputError
-from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, refuse_test, share_intervals, single
+from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, share_intervals, single
 from fmnlib.noise import noisy_labels
-from fmnlib.record import Result, RunRecord
+from fmnlib.record import Result, RunRecord, refuse_test
 from fmnlib.scores import by_class
 from fmnlib.stats import score
 
