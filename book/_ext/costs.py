@@ -81,9 +81,8 @@ class MutantsTable(SphinxDirective):
             change = one["change"].replace("`", "").replace("|", "\\|")
             rows.append([one["module"], f"`` {change} ``", one["reason"] or "not looked into"])
         about = "**Mutants that no test noticed.** The change, and the line that it is made in."
-        return _table(self, caption, "tab-mutants", table) + _table(
-            self, about, "tab-survivors", rows
-        )
+        counts = _table(self, caption, "tab-mutants", table)
+        return counts + _table(self, about, "tab-survivors", rows, side="---")
 
 
 def _read(directive: SphinxDirective, name: str) -> Any:
@@ -93,10 +92,10 @@ def _read(directive: SphinxDirective, name: str) -> Any:
 
 
 def _table(
-    directive: SphinxDirective, caption: str, name: str, rows: list[list[str]]
+    directive: SphinxDirective, caption: str, name: str, rows: list[list[str]], side: str = "---:"
 ) -> list[nodes.Node]:
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    lines.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
+    lines.insert(1, "| --- |" + f" {side} |" * (len(rows[0]) - 1))
     box = nodes.container(classes=["dashboard"])
     lines = [f":::{{table}} {caption}", f":name: {name}", "", *lines, ":::"]
     directive.state.nested_parse(StringList(lines, ""), directive.content_offset, box)
