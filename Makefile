@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := book
-.PHONY: book test browser-test colab-test cluster-test fuzz mutants benchmarks clean
+.PHONY: book pdf test browser-test colab-test cluster-test fuzz mutants benchmarks clean
 
 book: .venv/ready
 	@$(BIN)/fmn book
@@ -14,6 +14,12 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadscope --nbval-lax
 	$(BIN)/fmn book --cached
+
+# The book that was built last as one file, _build/forget-me-not.pdf.
+pdf: .venv/ready
+	@tests/browser/setup.sh
+	@test -e _build/html/index.html || $(BIN)/fmn book --cached
+	@node tests/browser/pdf.mjs
 
 # The book that was built last, in a real browser; built first if there is none.
 browser-test: .venv/ready

@@ -8,6 +8,15 @@ export const ROOT = join(dirname(fileURLToPath(import.meta.url)), "../..");
 export const PATIENCE = 180_000; // ms, for a machine that has much else to do
 export const HTML = join(ROOT, "_build/html");
 
+export const BROWSER = {
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: [
+    "--no-sandbox", // a container's root has none
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", // nothing leaves this machine
+    "--disable-background-networking",
+  ],
+};
+
 const TYPES = {
   ".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".json": "application/json",
   ".png": "image/png", ".svg": "image/svg+xml", ".woff": "font/woff", ".woff2": "font/woff2",
@@ -38,4 +47,12 @@ export async function serve() {
   });
   await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
   return { address: `http://127.0.0.1:${server.address().port}`, close: () => server.close() };
+}
+
+// Ends the program if a chapter is not there.
+export function demandBook() {
+  const missing = CHAPTERS.find((name) => !existsSync(join(HTML, name)));
+  if (!missing) return;
+  console.error(`the book is not built, or not whole (${missing} is missing); run: fmn book --cached`);
+  process.exit(1);
 }

@@ -1,13 +1,13 @@
 // Every page of the built book in a real browser: both colour schemes, two widths. Names of pages,
 // such as book/intro.html, as arguments look at these alone.
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 import * as checks from "./checks.mjs";
 import * as explorer from "./explorer.mjs";
 import * as film from "./film.mjs";
 import { EXPLORER_FAULTS, FAULTS, FILM_FAULTS, SHEET_FAULTS } from "./faults.mjs";
-import { CHAPTERS, HTML, PAGES, PATIENCE, serve } from "./site.mjs";
+import { BOOK, print } from "./pdf.mjs";
+import { BROWSER, HTML, PAGES, PATIENCE, demandBook, serve } from "./site.mjs";
 
 const WORKERS = 3;
 const SCHEMES = ["light", "dark"];
@@ -16,22 +16,11 @@ const SHEET = "book/cheat_sheet.html";
 const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
 
 const pages = process.argv.length > 2 ? process.argv.slice(2) : PAGES;
-const missing = CHAPTERS.filter((name) => !existsSync(join(HTML, name)));
-if (missing.length) {
-  console.error(`the book is not built, or not whole (${missing[0]} is missing); run: fmn book --cached`);
-  process.exit(1);
-}
+demandBook();
 
 const began = Date.now();
 const { address, close } = await serve();
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: [
-    "--no-sandbox", // a container's root has none
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", // nothing leaves this machine
-    "--disable-background-networking",
-  ],
-});
+const browser = await chromium.launch(BROWSER);
 const failures = [];
 const captions = {};
 
@@ -144,6 +133,11 @@ async function printSheet() {
   }
 }
 
+async function printBook() {
+  const { dead } = await print(browser, address, BOOK);
+  failures.push(...dead.map((id) => `the book on paper has a link to ${id}, which is not in it`));
+}
+
 async function find(term) {
   await inContext({}, async (context) => {
     const problems = await checks.search(await context.newPage(), address, term);
@@ -160,6 +154,7 @@ async function findNothing() {
 
 const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().length;
 const jobs = [
+  ...(pages === PAGES ? [printBook] : []), // the longest first
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
