@@ -19,6 +19,7 @@ CHAPTERS = {
     "What a network forgets": "book/definitions.md",
     "Knowledge Fusion and distillation": "book/algorithm.md",
     "Quickstart": "notebooks/00_quickstart.ipynb",
+    "The papers' data": "notebooks/12_cifar100.ipynb",
     "Can a better network have forgotten something?": "notebooks/01_local_overfitting.ipynb",
     "Accuracy that falls and rises": "notebooks/02_double_descent.ipynb",
     "What decides how much is forgotten": "notebooks/03_forget_fraction.ipynb",
@@ -28,6 +29,10 @@ CHAPTERS = {
     "Methods that change the training": "notebooks/07_training_methods.ipynb",
     "Distillation": "notebooks/08_distillation.ipynb",
     "Ablations": "notebooks/09_ablations.ipynb",
+    "Beyond the papers": "notebooks/10_beyond.ipynb",
+    "Wrong labels": "notebooks/13_wrong_labels.ipynb",
+    "Beyond images": "notebooks/14_text.ipynb",
+    "Your own model": "notebooks/11_your_own_model.ipynb",
 }
 
 
