@@ -224,11 +224,13 @@ def differences(
 def points(mean: float, low: float, high: float) -> str:
     """A difference and its interval for reading; of a single seed, the difference alone.
 
+    An end that is rounded to zero keeps its sign, which decides whether zero lies inside.
+
     >>> points(1.25, -0.04, 2.5), points(1.25, float("nan"), float("nan"))
-    ('+1.2 [0.0, 2.5]', '+1.2')
+    ('+1.2 [−0.0, 2.5]', '+1.2')
     """
-    middle, *ends = (round(end, 1) + 0.0 for end in (mean, low, high))  # -0.0 becomes 0.0
-    text = f"{middle:+.1f}" if np.isnan(low) else "{:+.1f} [{:.1f}, {:.1f}]".format(middle, *ends)
+    middle = round(mean, 1) + 0.0  # -0.0 becomes 0.0
+    text = f"{middle:+.1f}" if np.isnan(low) else f"{middle:+.1f} [{low:.1f}, {high:.1f}]"
     return text.replace("-", "−")
 
 

@@ -148,13 +148,15 @@ def test_a_claim_is_found_where_its_interval_is_above_zero(monkeypatch):
     mean, low, high = paired([a, b], [1, -1])
     half = 4.3027 * np.std([2, 2.5, 1.5], ddof=1) / np.sqrt(3)  # Student's t of 2 degrees
     assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
-    above, below, zero = ("x", 2.0, 1.0, 3.0), ("y", -2.0, -3.0, -1.0), ("z", 0.0, -1.0, 1.0)
-    small, one = ("s", 0.1, -0.2, 0.4), ("o", 1.0, np.nan, np.nan)
+    above, below = ("x", 3, 2.0, 1.0, 3.0), ("y", 3, -2.0, -3.0, -1.0)
+    zero, small = ("z", 3, 0.0, -1.0, 1.0), ("s", 3, 0.1, -0.2, 0.4)
+    one, two = ("o", 1, 1.0, np.nan, np.nan), ("t", 2, 2.0, 1.0, 3.0)
     assert in_words([above], "more") == "**found**"
     assert in_words([above, below], "more") == "**found** at x; **the opposite** at y"
     assert in_words([zero], "more") == "**not clear**"
     assert in_words([small], "more") == "**equal within 0.5 points**"
     assert in_words([one], "more") == "**one seed, above zero**"
+    assert in_words([two], "more") == "**found (n = 2)**"
     assert in_words([small, above], "no less") == "**no loss of 0.5 points**"
     assert in_words([zero, below], "no less") == "**not clear** at z; **the opposite** at y"
 
@@ -227,7 +229,7 @@ def test_a_comparison_is_a_verb_that_follows_its_interval(monkeypatch):
         (2.0, 1.0, 3.0): "beats",
         (-2.0, -3.0, -1.0): "loses to",
         (0.1, -0.2, 0.3): "is within 0.5 points of",
-        (0.1, -2.0, 2.0): "is not told apart from",
+        (0.1, -2.0, 2.0): "does not clearly differ from",
         (7.7, np.nan, np.nan): "is, in one seed, 7.7 points above",
         (-0.5, np.nan, np.nan): "is, in one seed, 0.5 points below",
     }

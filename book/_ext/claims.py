@@ -23,7 +23,7 @@ HEADS = ("claim", "data, regime", "outcome", "difference, in points", "page")
 DATA = {"cifar100": "CIFAR-100", "local_overfitting": "points in the plane"}
 DATA |= {"fashion_mnist": "Fashion-MNIST"}
 REGIMES = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8, own recipe"}
-Found = tuple[str, float, float, float]
+Found = tuple[str, int, float, float, float]  # noise, number of seeds, mean, interval
 
 
 class Claims(SphinxDirective):
@@ -54,7 +54,8 @@ class Claims(SphinxDirective):
             regime = setting.partition("_")[0]
             regime = regime if regime in REGIMES else ""
             noise = readable(setting.removeprefix(f"{regime}_"))
-            groups.setdefault((item, regime), []).append((noise, *paired(terms, signs)))
+            seeds = min(len(term["seeds"]) for term in terms)
+            groups.setdefault((item, regime), []).append((noise, seeds, *paired(terms, signs)))
         if not groups:
             raise LookupError(f"no number for the claim {claim['claim']!r}")
         rows = []
@@ -62,7 +63,7 @@ class Claims(SphinxDirective):
             where = ", ".join(filter(None, (DATA.get(item, "digits"), REGIMES.get(regime))))
             shown = [
                 f"{noise}: {points(*ends)}".replace(", ", ",\u00a0").replace(" [", "\u00a0[")
-                for noise, *ends in found
+                for noise, _, *ends in found
             ]
             link = "[larger runs](/book/larger.md)"
             if item != "fashion_mnist":
@@ -111,8 +112,8 @@ def expand(
 def in_words(found: list[Found], expects: str) -> str:
     """The outcome of a claim over conditions: one word, or where which."""
     where: dict[str, list[str]] = {}
-    for noise, mean, low, high in found:
-        word = OUTCOMES[outcome(low, high)]
+    for noise, seeds, mean, low, high in found:
+        word = OUTCOMES[outcome(low, high)] + " (n = 2)" * (seeds == 2)
         if expects == "no less" and low > -MARGIN:
             word = f"no loss of {MARGIN} points"
         elif low != low:  # a single seed has no interval

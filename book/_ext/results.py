@@ -31,6 +31,7 @@ from fmnlib.stats import MARGIN, OUTCOMES, interval, outcome, points, with_error
 NOISE = {"sym": "symmetric", "asym": "asymmetric"}
 HEADS = {"clean100": "clean (100 images)", "c100_r18": "CIFAR-100", "c100": "CIFAR-100"}
 HEADS |= {"tiny_r18": "TinyImageNet", "tiny": "TinyImageNet"}
+REGIMES = {"augmented": "augmented", "memorising": "without augmentation"}
 
 
 def read(env: BuildEnvironment, name: str) -> Any:
@@ -46,7 +47,7 @@ def paired(terms: list[dict[str, Any]], signs: list[int]) -> tuple[float, float,
     return interval([sum(s * x for s, x in zip(signs, row, strict=True)) for row in by_seed])
 
 
-VERSUS = {"found": "beats", "opposite": "loses to", "not clear": "is not told apart from"}
+VERSUS = {"found": "beats", "opposite": "loses to", "not clear": "does not clearly differ from"}
 VERSUS |= {"equal": f"is within {MARGIN} points of"}
 
 
@@ -108,8 +109,11 @@ class ResultsTable(SphinxDirective):
                 cells, source = self.published(name)
                 lines = [*self.table(cells), "", source]
             else:
-                cells, box["item"] = self.measured(name), name
-                lines = self.table(cells)
+                summary, box["item"] = read(self.env, "summary.json")[name], name
+                lines = self.table(
+                    {s: {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()},
+                    {s: f"{ms['single']['n']}" for s, ms in summary.items() if "single" in ms},
+                )
         except (OSError, LookupError, ValueError) as error:
             raise self.error(f"results/ has no whole table of {name} ({error!r})") from error
         self.state.nested_parse(StringList(lines, ""), self.content_offset, box)
@@ -122,11 +126,9 @@ class ResultsTable(SphinxDirective):
         source = "{.origin}\n" + source.format(**sources[Path(name).name])
         return {s: {row["method"]: row[s] for row in rows} for s in rows[0]}, source
 
-    def measured(self, name: str) -> dict[str, dict[str, str]]:
-        summary = read(self.env, "summary.json")[name]
-        return {s: {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()}
-
-    def table(self, cells: dict[str, dict[str, str]]) -> list[str]:
+    def table(
+        self, cells: dict[str, dict[str, str]], seeds: dict[str, str] | None = None
+    ) -> list[str]:
         from fmnlib.plots import METHODS
 
         wanted = (self.options[option].split(",") for option in ("settings", "methods"))
@@ -137,10 +139,15 @@ class ResultsTable(SphinxDirective):
             for setting, kind in zip(settings, kinds, strict=True)
         ]
         heads = [f"{NOISE[k[:-2]]} {k[-2:]}%" if k[:-2] in NOISE else k for k in kinds]
+        regimes = [setting.partition("_")[0] for setting in settings]
+        if len({*regimes} & REGIMES.keys()) > 1:
+            heads = [f"{h}, {REGIMES[r]}" for h, r in zip(heads, regimes, strict=True)]
         number = {s: {m: float(cells[s][m].split()[0]) for m in methods} for s in settings}
         lines = [f":::{{csv-table}} {self.options['caption']}", f":name: {self.options['name']}"]
         lines += [":header-rows: 1", ":stub-columns: 1", ":class: numbers", ""]
-        lines += [",".join(["method", *heads])]
+        lines += [",".join(["method", *(f'"{head}"' for head in heads)])]
+        if seeds is not None:
+            lines += [",".join(["training seeds", *(seeds[s] for s in settings)])]
         top = {s: max(number[s].values()) for s in settings}
         for m in methods:
             row = [f"**{cells[s][m]}**" if number[s][m] == top[s] else cells[s][m] for s in top]
