@@ -35,7 +35,8 @@ def cases(chosen: str) -> list[RunConfig]:
     if chosen == "digits":
         return replicates("quick", NOISY, range(5), ["augmented"])
     if chosen == "fashion_mnist":
-        return replicates("standard", NOISY, range(3), ["augmented"], **FASHION)
+        every = replicates("standard", NOISY, range(3), ["augmented"], **FASHION)
+        return sorted(every, key=lambda config: config.seed)
     human = {"precision": "bfloat16", "noise_seed": 0, "seed": 0, "noise": "human"}
     return [RunConfig.of_profile("paper", **CIFAR, **human)]
 
@@ -104,25 +105,23 @@ def measured(config: RunConfig, folder: Path) -> Iterator[dict[str, str | float]
 
 
 def main() -> None:
-    """Measure the data sets that are named, and keep what was measured of the others."""
+    """Measure the data sets that are named, run by run; what was measured of others is kept."""
     names = ["digits", "fashion_mnist", "cifar100"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", nargs="*", default=names, help="of " + ", ".join(names))
     rows = json.loads(OUT.read_text()) if OUT.exists() else []
-    for chosen in parser.parse_args().datasets:
-        kept = [row for row in rows if row["dataset"] != chosen]
-        fresh: list[dict[str, str | float]] = []
-        for config in cases(chosen):
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    fresh += measured(config, Path(folder))
-            except InputError as error:
-                print(f"left out: {error}")
-                break
-            print(*fresh[-7:], sep="\n", flush=True)
-        else:
-            rows = kept + fresh
-            write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+    for config in (case for name in parser.parse_args().datasets for case in cases(name)):
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                fresh = [*measured(config, Path(folder))]
+        except InputError as error:
+            print(f"left out: {error}")
+            continue
+        print(*fresh, sep="\n", flush=True)
+        about = ("dataset", "setting", "seed")
+        kept = [row for row in rows if any(row[key] != fresh[0][key] for key in about)]
+        rows = kept + fresh
+        write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":
