@@ -66,6 +66,26 @@ def forgotten_after(correct: Correct, epoch: int) -> Bool[np.ndarray, " samples"
     return correct[epoch + 1 :].any(axis=0) & ~correct[-1]
 
 
+def covering(correct: Correct, number: int) -> Int[np.ndarray, " kept"]:
+    """The epochs that a run keeps if it may keep so many, 2 or more, decided after each epoch.
+
+    One too many gives up that which alone is right about the fewest samples; of equal ones the
+    least accurate, then the earliest. The last epoch and the most accurate one stay.
+
+    >>> covering(np.array([[True, False, False], [False, True, False], [False, True, True]]), 2)
+    array([0, 2])
+    """
+    kept: list[int] = []
+    for epoch in range(len(correct)):
+        kept.append(epoch)
+        if len(kept) > number:
+            some, accuracy = correct[kept], correct[kept].mean(axis=1)
+            alone = (some & (some.sum(axis=0) == 1)).sum(axis=1)
+            stay = int(accuracy.argmax()), len(kept) - 1
+            del kept[next(row for row in np.lexsort((accuracy, alone)) if row not in stay)]
+    return np.array(kept)
+
+
 def dip(accuracy: Share) -> tuple[int, int]:
     """The epochs that bound the dip of a double ascent: the first peak and the bottom after it.
 

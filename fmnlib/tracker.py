@@ -2,8 +2,9 @@
 
 A tracked folder holds `tracked.json` (labels, number of classes, ids and groups), `predicted.i32`
 and `probs.f16` (a row an epoch, appended), `checksums.u32` (their CRCs, two an epoch), and
-`checkpoints/epoch_NNNN.safetensors` where networks are given. An epoch counts once its row of
-`predicted.i32` is whole, so that a loop which is killed loses nothing that it had noted.
+`checkpoints/epoch_NNNN.safetensors` where networks are given, of all epochs or of those that
+`keep` leaves. An epoch counts once its row of `predicted.i32` is whole, so that a loop which is
+killed loses nothing that it had noted.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int
 from fmnlib.config import InputError
 from fmnlib.files import open_regular, write_whole
 from fmnlib.record import RunRecord, as_array, as_names, check_integers
-from fmnlib.scores import at_chance
+from fmnlib.scores import at_chance, covering
 
 _VERIFIED = 2**31  # bytes of probabilities that are checked whenever they are loaded
 _EARLY = 5  # epochs after which a network should know more than nothing
@@ -38,6 +39,10 @@ class Tracker:
         outputs: What `note` is given, "logits" or "probs", for outputs that it would mistake.
         ids: As in `RunRecord`, integers or texts `[samples]`.
         groups: Likewise.
+        keep: Checkpoints that may lie on the disk at a time, 2 or more. Those are kept that
+            alone know the most samples of the validation half of split 0, and always the last
+            and the best (`fmnlib.scores.covering`); mixtures are of these epochs alone. The
+            predictions of all epochs stay.
 
     Raises:
         InputError: If the folder holds another loop's epochs, fewer than `start`, or more and
@@ -61,6 +66,7 @@ class Tracker:
         outputs: str | None = None,
         ids: Any = None,
         groups: Any = None,
+        keep: int | None = None,
     ) -> None:
         self.folder, self.labels = Path(folder), as_array(labels)
         if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
@@ -71,14 +77,18 @@ class Tracker:
         if outputs not in ("logits", "probs", None):
             raise InputError(f'outputs is {outputs!r}; give "logits" or "probs"')
         self.labels, self.outputs = self.labels.astype(np.int64), outputs
+        if keep is not None and (keep < 2 or len(self.labels) < 2):
+            problem = f"keep is {keep} with {len(self.labels)} samples"
+            raise InputError(f"{problem}; keep 2 or more checkpoints, chosen by 2 or more samples")
         names = {"ids": ids, "groups": groups}
         given = {key: as_names(key, names[key], len(self.labels)) for key in names}
-        self.epochs, self._head = 0, _Head(self.labels, 0, given["ids"], given["groups"])
+        self.epochs = 0
+        self._head = _Head(self.labels, 0, given["ids"], given["groups"], keep)
         if is_tracked(self.folder):
             self._head = _read_head(self.folder)
             self.epochs = _epochs(self.folder, len(self._head.labels))
-            given["labels"] = self.labels
-            for name, values in given.items():
+            asked = given | {"labels": self.labels, "keep": keep}
+            for name, values in asked.items():
                 stored = getattr(self._head, name)
                 if values is not None and not np.array_equal(values, stored):
                     raise InputError(f"{folder} was tracked with other {name}; use another folder")
@@ -111,6 +121,9 @@ class Tracker:
         if epoch is not None and epoch != self.epochs:
             problem = f"epoch {epoch} is noted, but it is the turn of epoch {self.epochs}"
             raise InputError(f"{problem}; note each epoch once, in order")
+        if self._head.keep and model is None:
+            problem = f"keep is {self._head.keep}, but no network is given"
+            raise InputError(f"{problem}; note the model as well, or leave keep out")
         state = None if model is None else _state(model)
         probs = as_probs(outputs, self.outputs)
         classes = self._head.classes or probs.shape[1]
@@ -148,6 +161,12 @@ class Tracker:
             _append(self.folder / "checksums.u32", self.epochs, np.array(crc, "<u4"), 8)
         _append(self.folder / "predicted.i32", self.epochs, predicted, predicted.nbytes)
         self.epochs += 1
+        if self._head.keep and self.epochs > self._head.keep:
+            rows = _read(self.folder, "predicted.i32", "<i4", (self.epochs, len(predicted)))
+            kept = {f"epoch_{epoch:04d}" for epoch in _kept(self._head, rows)}
+            for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
+                if file.stem not in kept:
+                    file.unlink()
 
     def record(self) -> RunRecord:
         """The record of the epochs noted so far, its probabilities mapped from disk."""
@@ -162,6 +181,7 @@ class _Head:
     classes: int
     ids: np.ndarray | None = None
     groups: np.ndarray | None = None
+    keep: int | None = None
     crc: int | None = None
 
 
@@ -190,8 +210,9 @@ def load_tracked(folder: Path | str) -> RunRecord:
                 problem = f"{folder} is damaged: epoch {epoch} or tracked.json is not as written"
                 raise InputError(f"{problem}; track the loop again, in another folder")
     named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
-    predicted = predicted.astype(np.int32)
-    return RunRecord(predicted=predicted, kept=np.arange(epochs), probs=probs, **named)
+    kept, predicted = _kept(head, predicted), predicted.astype(np.int32)
+    probs = probs if len(kept) == epochs else probs[kept]
+    return RunRecord(predicted=predicted, kept=kept, probs=probs, **named)
 
 
 def is_tracked(folder: Path | str) -> bool:
@@ -299,6 +320,15 @@ def _read(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.nda
         raise InputError(problem) from error
 
 
+def _kept(head: _Head, predicted: np.ndarray) -> np.ndarray:
+    """The epochs whose checkpoints are there, or would be if networks were noted."""
+    if head.keep is None:
+        return np.arange(len(predicted))
+    named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
+    record = RunRecord(predicted=predicted, kept=np.arange(0), probs=None, **named)
+    return covering(record.split(0)[0].correct, head.keep)
+
+
 def _epochs(folder: Path, samples: int) -> int:
     file = folder / "predicted.i32"
     return file.stat().st_size // (4 * samples) if file.exists() else 0
@@ -308,6 +338,7 @@ def _write_head(folder: Path, head: _Head, classes: int) -> _Head:
     names = {"ids": head.ids, "groups": head.groups}
     fields: dict[str, Any] = {"labels": head.labels.tolist(), "classes": classes}
     fields |= {name: values.tolist() for name, values in names.items() if values is not None}
+    fields |= {"keep": head.keep} if head.keep else {}
     content = json.dumps(fields | {"checksums": True}).encode()
     write_whole(folder / "tracked.json", content)
     return dataclasses.replace(head, classes=classes, crc=zlib.crc32(content))
@@ -318,12 +349,15 @@ def _read_head(folder: Path) -> _Head:
         with open_regular(folder / "tracked.json") as file:
             content = file.read()
         fields = json.loads(content)
-        if not fields.keys() <= {"labels", "classes", "ids", "groups", "checksums"}:
+        if not fields.keys() <= {"labels", "classes", "ids", "groups", "keep", "checksums"}:
             raise ValueError("a key is none")
         labels, classes = np.array(fields["labels"]), int(fields["classes"])
         check_integers("labels", labels, (max(1, labels.size),), classes)
         names = {key: as_names(key, fields.get(key), labels.size) for key in ("ids", "groups")}
         crc = zlib.crc32(content) if fields.get("checksums") else None
-        return _Head(labels.astype(np.int64), classes, **names, crc=crc)
+        keep = fields.get("keep")
+        if keep is not None and not (type(keep) is int and keep >= 2):
+            raise ValueError("keep is none")
+        return _Head(labels.astype(np.int64), classes, **names, keep=keep, crc=crc)
     except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
         raise InputError(f"{folder} is no tracked folder; make one with a Tracker") from error

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fmnlib import InputError, RunRecord
 from fmnlib import tracker as tracker_module
+from fmnlib.record import halves
 from fmnlib.tracker import Tracker, load_tracked
 from fmnlib.watch import Watch, predict_batches
 
@@ -515,3 +516,50 @@ def test_a_watch_that_is_told_the_epoch_notes_none_twice(tmp_path):
 def test_batches_of_another_form_are_told(tmp_path):
     with pytest.raises(InputError, match=r"a batch is \['x', 'y'\]; give \(inputs, labels\) or"):
         Watch(tmp_path / "t", [{"x": torch.ones(1), "y": torch.ones(1)}])
+
+
+def test_a_bounded_tracker_keeps_the_checkpoints_that_cover_the_validation_half(tmp_path):
+    labels, (chosen, _) = np.zeros(40, int), halves(40, seed=0)
+    half = np.random.default_rng(0).random((9, 20)) < 0.5
+    right = np.ones((9, 40), bool)  # what the other half says must not count
+    right[:, chosen] = half
+    tracker = Tracker(tmp_path / "t", labels, keep=3)
+    expected = []
+    for epoch in range(9):
+        tracker.note(np.eye(2)[(~right[epoch]).astype(int)], nn.Linear(epoch + 1, 1).eval())
+        expected = [*expected, epoch]
+        if len(expected) > 3:
+            alone = {
+                e: sum(
+                    half[e, n] and not any(half[f, n] for f in expected if f != e)
+                    for n in range(20)
+                )
+                for e in expected
+            }
+            best = max(expected, key=lambda e: half[e].sum())
+            given_up = min(
+                (e for e in expected if e not in (best, epoch)),
+                key=lambda e: (alone[e], half[e].sum(), e),
+            )
+            expected.remove(given_up)
+        files = sorted((tmp_path / "t" / "checkpoints").iterdir())
+        assert [int(file.stem[-4:]) for file in files] == expected
+        assert tracker.record().kept.tolist() == expected
+    record = tracker.record()
+    assert record.epochs == 9
+    assert record.probs.shape == (3, 40, 2)
+    np.testing.assert_array_equal(record.correct, right)
+    again = Tracker(tmp_path / "t", labels, start=9)  # goes on with the same bound
+    again.note(np.eye(2)[np.zeros(40, int)], nn.Linear(1, 1).eval())
+    assert len(list((tmp_path / "t" / "checkpoints").iterdir())) == 3
+
+
+def test_a_bounded_tracker_says_what_it_needs(tmp_path):
+    with pytest.raises(InputError, match="keep is 1 with 4 samples; keep 2 or more"):
+        Tracker(tmp_path / "t", LABELS, keep=1)
+    tracker = Tracker(tmp_path / "t", LABELS, keep=2)
+    with pytest.raises(InputError, match="keep is 2, but no network is given; note the model"):
+        tracker.note(outputs(0))
+    tracker.note(outputs(0), nn.Linear(2, 1).eval())
+    with pytest.raises(InputError, match="was tracked with other keep"):
+        Tracker(tmp_path / "t", LABELS, start=1, keep=3)
