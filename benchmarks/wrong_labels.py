@@ -2,13 +2,16 @@
 
 About an hour on one core; with FMN_RUNS set it resumes where it was stopped. On the digits with
 augmentation at 40% noise of both kinds: losses made for label noise, runs that are corrected for
-the noise they have met, two runs in place of one, and other students. Each loss has the setting
-of its grid with which early stopping does best on the validation half of a training seed that no
-result uses.
+the noise they have met, runs that teach themselves, two runs in place of one, and other students.
+Each has the setting of its grid with which early stopping does best on the validation half of a
+training seed that no result uses. `coverage` as an argument measures coverage-weighted
+self-distillation alone, and keeps the rest.
 """
 
 import dataclasses
+import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmnlib import RunConfig, RunRecord, fusion, knowledge_fusion, runs, train
+from fmnlib.checkpoint import clear_states
 from fmnlib.config import StudentConfig
 from fmnlib.data import Batch, DataSet, load
 from fmnlib.distillation import (
@@ -35,10 +39,10 @@ from fmnlib.fusion import fuse, single
 from fmnlib.paper.ablation import scored
 from fmnlib.paper.compare import replicates
 from fmnlib.paper.features import last_layer_inputs
-from fmnlib.record import Result
+from fmnlib.record import Result, halves
 from fmnlib.runs import Job
 from fmnlib.stats import score
-from fmnlib.training import pick_device
+from fmnlib.training import build_model, pick_device, predict
 
 OUT = Path(__file__).parent.parent / "results" / "wrong_labels.json"
 ITEM = "wrong_labels"
@@ -51,6 +55,7 @@ GRIDS: dict[str, list[tuple[float, ...]]] = {  # the first is the library's defa
     "sat": [(0.9, 0.3), (0.9, 0.15), (0.7, 0.3)],
     "ps_kd": [(0.8,), (0.5,)],
 }
+SHARES = [(0.8,), (0.5,)]  # of soft labels at the end, in coverage-weighted self-distillation
 WAYS = {
     "single": single,
     "early_stopping": fusion.early_stopping,
@@ -85,11 +90,24 @@ def tuning() -> Iterator[dict[str, Any]]:
     """Validation accuracy of early stopping with every setting of every grid."""
     for loss, grid in GRIDS.items():
         for values in grid:
-            tried = configs([TUNED_ON], loss=loss, loss_parameters=values)
-            for config, record in zip(tried, obtain(tried), strict=True):
-                accuracy = float(validation(record).accuracy[record.kept].max())
-                row = {"loss": loss, "parameters": values, "setting": config.condition}
-                yield row | {"accuracy": accuracy}
+            yield from tried(loss, values, configs([TUNED_ON], loss=loss, loss_parameters=values))
+
+
+def tuning_of_coverage() -> Iterator[dict[str, Any]]:
+    """The same of coverage-weighted self-distillation."""
+    for values in SHARES:
+        yield from tried("coverage", values, [covered(c, *values) for c in configs([TUNED_ON])])
+
+
+def tried(
+    loss: str, values: tuple[float, ...], jobs: Sequence[RunConfig | Job]
+) -> Iterator[dict[str, Any]]:
+    """A row for each kind of noise with one setting."""
+    for record in obtain(jobs):
+        assert record.config is not None
+        accuracy = float(validation(record).accuracy[record.kept].max())
+        row = {"loss": loss, "parameters": values, "setting": record.config.condition}
+        yield row | {"accuracy": accuracy}
 
 
 def chosen(rows: Iterable[dict[str, Any]], loss: str) -> tuple[float, ...]:
@@ -191,6 +209,73 @@ def gated_loss(logits: Tensor, probs: Tensor, labels: Tensor, student: StudentCo
     return torch.where(agree, soft_target_loss(logits, probs, labels, student), alone)
 
 
+def coverage_weights(right: np.ndarray) -> np.ndarray:
+    """Weights of checkpoints: the samples that each gets right and no more accurate one does.
+
+    So they are described for VISTA (Corn and Weinshall, 2026) and CAFE; `right` is `[checkpoints,
+    samples]`, of equally accurate ones the first ranks higher, and the weights sum to 1.
+
+    >>> coverage_weights(np.array([[True, True, False, False], [True, False, True, False]]))
+    array([0.66666667, 0.33333333])
+    """
+    order = np.argsort(-right.mean(axis=1), kind="stable")
+    first = right[order] & (np.cumsum(right[order], axis=0) == 1)
+    weights = np.zeros(len(right))
+    weights[order] = first.sum(axis=1)
+    return weights / max(weights.sum(), 1)
+
+
+def covered(config: RunConfig, share: float) -> Job:
+    """The job of a run that is taught by its own checkpoints so far."""
+    student = StudentConfig(teacher=f"coverage-{share}")
+    taught = dataclasses.replace(config, student=student)
+    return Job(taught, make=partial(self_distill, share=share))
+
+
+def self_distill(
+    config: RunConfig,
+    members: Sequence[Member],
+    folder: Path,
+    *,
+    share: float,
+    device: str,
+    **options: Any,
+) -> RunRecord:
+    """Train on labels and soft labels: (1 - a_e) CE(y, p) + a_e CE(t, p), a_e = share (e + 1) / E.
+
+    t is the mean of the checkpoints of all epochs before, by `coverage_weights` on the validation
+    half; each predicts the training images without augmentation once, when its epoch is over.
+    The schedule is that of PS-KD, for the sources do not state theirs. What it remembers is not
+    stored: a run that was interrupted begins anew.
+    """
+    if not (folder / "record.npz").exists():
+        clear_states(folder)
+    data = load(config, pick_device(device))
+    chosen = torch.from_numpy(halves(len(data.eval_labels), config.seed)[0])
+    model = build_model(config, data)
+    past: list[Tensor] = []
+    right: list[np.ndarray] = []
+    soft, seen = torch.zeros(len(data.labels), data.classes), 0
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        nonlocal soft, seen
+        epoch, within = divmod(seen, len(data.labels))
+        seen += len(batch.index)
+        if epoch and not within:
+            answers = predict(model, data, data.eval_images[chosen]).argmax(1)
+            right.append((answers == data.eval_labels[chosen]).cpu().numpy())
+            past.append(predict(model, data, data.images).softmax(1))
+            model.train()
+            weights = coverage_weights(np.array(right))
+            soft = sum((w * p for w, p in zip(weights.tolist(), past, strict=True)), soft * 0)
+        a = share * (epoch + 1) / config.epochs if past else 0.0
+        given = F.cross_entropy(logits, data.labels[batch.index], reduction="none")
+        return (1 - a) * given + a * F.cross_entropy(logits, soft[batch.index], reduction="none")
+
+    options |= {"device": device, "data": data, "criterion": loss, "build": lambda: model}
+    return train(config, folder, **options)
+
+
 def teach(
     config: RunConfig, members: Sequence[Member], folder: Path, *, kind: str, device: str
 ) -> RunRecord:
@@ -248,9 +333,15 @@ def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
 
 
 def main() -> None:
-    """Measure everything, and write what there is after each group."""
-    tuned, results = list(tuning()), []
-    for found in measured(tuned):
+    """Measure everything, or coverage alone; write what there is after each group."""
+    alone = sys.argv[1:] == ["coverage"]
+    before = json.loads(OUT.read_text()) if alone else {"tuning": [], "results": []}
+    tuned = [row for row in before["tuning"] if row["loss"] != "coverage"]
+    results = [row for row in before["results"] if not row["method"].startswith("coverage")]
+    tuned = [*(tuned if alone else tuning()), *tuning_of_coverage()]
+    best = [covered(config, *chosen(tuned, "coverage")) for config in configs(SEEDS)]
+    groups = itertools.chain([] if alone else measured(tuned), [in_every_way("coverage", best)])
+    for found in groups:
         results += [dataclasses.asdict(result) for result in found]
         content = {"tuning": tuned, "results": results}
         write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())

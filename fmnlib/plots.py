@@ -66,6 +66,8 @@ METHODS = {
     "independent": Look("Independent ×3", GREEN, "P"),
     "student_single": Look("Distilled single", RED, "o"),
     "student_independent": Look("Distilled ×3", RED, "P"),
+    "student_early": Look("Distilled early stopping", RED, "s"),
+    "student_best": Look("Distilled 5 best", RED, "^"),
     "distilled_kf": Look("Distilled KF", RED, "*"),
     "refined_kf": Look("Distilled KF, refined", RED, "X"),
     "uniform": Look("Uniform", GREEN, "o"),

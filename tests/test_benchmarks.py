@@ -273,9 +273,11 @@ def test_of_equal_settings_of_a_loss_the_first_is_chosen():
 def test_methods_for_wrong_labels_are_measured_on_every_seed():
     content = json.loads(wrong_labels.OUT.read_text())
     tried = {(row["loss"], tuple(row["parameters"])) for row in content["tuning"]}
-    assert tried == {(k, v) for k, grid in wrong_labels.GRIDS.items() for v in grid}
+    grids = wrong_labels.GRIDS | {"coverage": wrong_labels.SHARES}
+    assert tried == {(k, v) for k, grid in grids.items() for v in grid}
     names = {"elr": "ELR", "gce": "GCE", "sce": "SCE", "sat": "SAT", "ps_kd": "PS-KD"}
-    chosen = {k: wrong_labels.chosen(content["tuning"], k) for k in wrong_labels.GRIDS}
+    names |= {"coverage": "coverage-weighted self-distillation"}
+    chosen = {k: wrong_labels.chosen(content["tuning"], k) for k in grids}
     text = "; ".join(f"{names[k]} {', '.join(map(str, v))}" for k, v in chosen.items())
     assert f"Chosen were {text}, in the order" in (ROOT / "book" / "choices.md").read_text()
     seeds = {}
@@ -283,10 +285,38 @@ def test_methods_for_wrong_labels_are_measured_on_every_seed():
         seeds.setdefault((result["setting"], result["method"]), set()).add(result["seed"])
     assert all(found == set(wrong_labels.SEEDS) for found in seeds.values())
     for setting in ("augmented_sym40", "augmented_asym40"):
-        for name in ("cross_entropy", *wrong_labels.GRIDS, "glc"):
+        for name in ("cross_entropy", *grids, "glc"):
             assert {(setting, f"{name}_{way}") for way in wrong_labels.WAYS} <= seeds.keys()
         for method in ("better_early_stopping", "both_kf", "cross_entropy_refined_kf"):
             assert (setting, method) in seeds
+
+
+def test_a_checkpoint_weighs_what_no_more_accurate_one_covers():
+    right = np.random.default_rng(0).random((6, 50)) < 0.3
+    order = sorted(range(6), key=lambda row: (-right[row].sum(), row))
+    counts = np.zeros(6)
+    for sample in range(50):
+        best = [row for row in order if right[row, sample]]
+        if best:
+            counts[best[0]] += 1
+    found = wrong_labels.coverage_weights(right)
+    np.testing.assert_allclose(found, counts / counts.sum())
+    assert (wrong_labels.coverage_weights(right & False) == 0).all()
+
+
+def test_a_run_is_taught_by_its_own_checkpoints(tmp_path, monkeypatch):
+    few = {"epochs": 3, "train_samples": 200, "eval_samples": 100, "keep_every": 1}
+    [config] = wrong_labels.configs([0], **few)[:1]
+    records = {}
+    for name, share in (("plain", 0.0), ("taught", 0.9), ("again", 0.9)):
+        monkeypatch.setenv("FMN_RUNS", str(tmp_path / name))
+        [records[name]] = wrong_labels.obtain([wrong_labels.covered(config, share)])
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path / "usual"))
+    [usual] = wrong_labels.obtain([config])
+    np.testing.assert_array_equal(records["plain"].probs, usual.probs)
+    np.testing.assert_array_equal(records["taught"].probs, records["again"].probs)
+    np.testing.assert_array_equal(records["taught"].probs[0], usual.probs[0])  # no past yet
+    assert np.abs(records["taught"].probs[1:] - usual.probs[1:]).max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["propagated", "gated"])
