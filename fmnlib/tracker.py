@@ -146,9 +146,8 @@ class Tracker:
 
     def _write(self, predicted: np.ndarray, probs: np.ndarray, state: Any) -> None:
         _append(self.folder / "predicted.i32", self.epochs, predicted[:0], predicted.nbytes)
-        for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
-            number = file.stem.removeprefix("epoch_")
-            if number.isdigit() and int(number) >= self.epochs:  # a loop went further before
+        for epoch, file in _checkpoints(self.folder).items():
+            if epoch >= self.epochs:  # a loop went further before
                 file.unlink()
         if state is not None:
             from fmnlib.checkpoint import save_tensors
@@ -163,9 +162,9 @@ class Tracker:
         self.epochs += 1
         if self._head.keep and self.epochs > self._head.keep:
             rows = _read(self.folder, "predicted.i32", "<i4", (self.epochs, len(predicted)))
-            kept = {f"epoch_{epoch:04d}" for epoch in _kept(self._head, rows)}
-            for file in (self.folder / "checkpoints").glob("epoch_*.safetensors"):
-                if file.stem not in kept:
+            kept = _kept(self.folder, self._head, rows)
+            for epoch, file in _checkpoints(self.folder).items():
+                if epoch not in kept:
                     file.unlink()
 
     def record(self) -> RunRecord:
@@ -210,7 +209,7 @@ def load_tracked(folder: Path | str) -> RunRecord:
                 problem = f"{folder} is damaged: epoch {epoch} or tracked.json is not as written"
                 raise InputError(f"{problem}; track the loop again, in another folder")
     named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
-    kept, predicted = _kept(head, predicted), predicted.astype(np.int32)
+    kept, predicted = _kept(folder, head, predicted), predicted.astype(np.int32)
     probs = probs if len(kept) == epochs else probs[kept]
     return RunRecord(predicted=predicted, kept=kept, probs=probs, **named)
 
@@ -320,13 +319,23 @@ def _read(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.nda
         raise InputError(problem) from error
 
 
-def _kept(head: _Head, predicted: np.ndarray) -> np.ndarray:
-    """The epochs whose checkpoints are there, or would be if networks were noted."""
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    files = (folder / "checkpoints").glob("epoch_*.safetensors")
+    numbers = {file.stem.removeprefix("epoch_"): file for file in files}
+    return {int(number): file for number, file in numbers.items() if number.isdigit()}
+
+
+def _kept(folder: Path, head: _Head, predicted: np.ndarray) -> np.ndarray:
+    """The epochs to choose from: all, or those whose checkpoints a bounded loop has kept.
+
+    Of a loop that was noted anew from an earlier epoch some were given up for later ones.
+    """
     if head.keep is None:
         return np.arange(len(predicted))
     named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
     record = RunRecord(predicted=predicted, kept=np.arange(0), probs=None, **named)
-    return covering(record.split(0)[0].correct, head.keep)
+    chosen = covering(record.split(0)[0].correct, head.keep)
+    return chosen[np.isin(chosen, list(_checkpoints(folder)))]
 
 
 def _epochs(folder: Path, samples: int) -> int:

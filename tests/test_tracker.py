@@ -554,6 +554,24 @@ def test_a_bounded_tracker_keeps_the_checkpoints_that_cover_the_validation_half(
     assert len(list((tmp_path / "t" / "checkpoints").iterdir())) == 3
 
 
+def test_a_bounded_tracker_that_is_noted_anew_offers_what_is_there(tmp_path):
+    def note(tracker, epochs):
+        for epoch in epochs:
+            answers = np.random.default_rng(epoch).integers(0, 2, 40)
+            tracker.note(np.eye(2)[answers], nn.Linear(1, 1).eval())
+
+    labels = np.zeros(40, int)
+    note(Tracker(tmp_path / "t", labels, keep=3), range(12))
+    again = Tracker(tmp_path / "t", labels, start=5, overwrite=True)
+    for epoch in range(20, 24):
+        note(again, [epoch])
+        files = sorted((tmp_path / "t" / "checkpoints").iterdir())
+        there = [int(file.stem[-4:]) for file in files]
+        assert again.record().kept.tolist() == there
+        assert there[-1] == again.epochs - 1
+        assert len(there) <= 3
+
+
 def test_a_bounded_tracker_says_what_it_needs(tmp_path):
     with pytest.raises(InputError, match="keep is 1 with 4 samples; keep 2 or more"):
         Tracker(tmp_path / "t", LABELS, keep=1)
