@@ -77,6 +77,7 @@ async function untouched(page) {
 async function weight(page) {
   const loads = [];
   page.on("response", (response) => response.url().includes("/film/") && loads.push(response));
+  page.on("framenavigated", () => loads.splice(0)); // those of the page before the reload are gone
   await page.reload({ waitUntil: "load" });
   let total = 0;
   for (const response of loads) total += gzipSync(await response.body()).length;
