@@ -7,7 +7,7 @@ import * as explorer from "./explorer.mjs";
 import * as film from "./film.mjs";
 import { EXPLORER_FAULTS, FAULTS, FILM_FAULTS, SHEET_FAULTS } from "./faults.mjs";
 import { BOOK, print } from "./pdf.mjs";
-import { BROWSER, HTML, PAGES, PATIENCE, demandBook, serve } from "./site.mjs";
+import { BROWSER, CHAPTERS, HTML, PAGES, PATIENCE, demandBook, serve } from "./site.mjs";
 
 const WORKERS = 3;
 const SCHEMES = ["light", "dark"];
