@@ -208,10 +208,8 @@ def load_tracked(folder: Path | str) -> RunRecord:
             if found != expected[epoch, : len(found)].tolist():
                 problem = f"{folder} is damaged: epoch {epoch} or tracked.json is not as written"
                 raise InputError(f"{problem}; track the loop again, in another folder")
-    named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
-    kept, predicted = _kept(folder, head, predicted), predicted.astype(np.int32)
-    probs = probs if len(kept) == epochs else probs[kept]
-    return RunRecord(predicted=predicted, kept=kept, probs=probs, **named)
+    record = _record(head, predicted, probs)
+    return record if head.keep is None else record.keep(_kept(folder, head, predicted))
 
 
 def is_tracked(folder: Path | str) -> bool:
@@ -326,16 +324,18 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def _kept(folder: Path, head: _Head, predicted: np.ndarray) -> np.ndarray:
-    """The epochs to choose from: all, or those whose checkpoints a bounded loop has kept.
+    """The epochs that a bounded loop keeps, of those whose checkpoints are there."""
+    assert head.keep is not None
+    there = np.array(sorted(e for e in _checkpoints(folder) if e < len(predicted)))
+    val = _record(head, predicted[there]).split(0)[0]
+    return there[covering(val.correct, head.keep)]
 
-    Of a loop that was noted anew from an earlier epoch some were given up for later ones.
-    """
-    if head.keep is None:
-        return np.arange(len(predicted))
+
+def _record(head: _Head, predicted: np.ndarray, probs: np.ndarray | None = None) -> RunRecord:
+    """The record of some epochs, light where no probabilities are given."""
     named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
-    record = RunRecord(predicted=predicted, kept=np.arange(0), probs=None, **named)
-    chosen = covering(record.split(0)[0].correct, head.keep)
-    return chosen[np.isin(chosen, list(_checkpoints(folder)))]
+    kept = np.arange(0 if probs is None else len(probs))
+    return RunRecord(predicted=predicted.astype(np.int32), kept=kept, probs=probs, **named)
 
 
 def _epochs(folder: Path, samples: int) -> int:
