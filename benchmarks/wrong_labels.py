@@ -4,12 +4,10 @@ About an hour on one core; with FMN_RUNS set it resumes where it was stopped. On
 augmentation at 40% noise of both kinds: losses made for label noise, runs that are corrected for
 the noise they have met, runs that teach themselves, two runs in place of one, and other students.
 Each has the setting of its grid with which early stopping does best on the validation half of a
-training seed that no result uses. `coverage` as an argument measures coverage-weighted
-self-distillation alone, and keeps the rest.
+training seed that no result uses. Losses as arguments are measured alone, and the rest is kept.
 """
 
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,8 +52,8 @@ GRIDS: dict[str, list[tuple[float, ...]]] = {  # the first is the library's defa
     "sce": [(0.1, 1.0), (0.5, 1.0), (1.0, 1.0), (6.0, 0.1)],
     "sat": [(0.9, 0.3), (0.9, 0.15), (0.7, 0.3)],
     "ps_kd": [(0.8,), (0.5,)],
+    "coverage": [(0.8,), (0.5,)],  # not of the library: `self_distill`
 }
-SHARES = [(0.8,), (0.5,)]  # of soft labels at the end, in coverage-weighted self-distillation
 WAYS = {
     "single": single,
     "early_stopping": fusion.early_stopping,
@@ -86,28 +84,21 @@ def validation(record: RunRecord) -> RunRecord:
     return record.split(record.config.seed)[0]
 
 
-def tuning() -> Iterator[dict[str, Any]]:
-    """Validation accuracy of early stopping with every setting of every grid."""
-    for loss, grid in GRIDS.items():
-        for values in grid:
-            yield from tried(loss, values, configs([TUNED_ON], loss=loss, loss_parameters=values))
+def tuning(losses: Iterable[str] = GRIDS) -> Iterator[dict[str, Any]]:
+    """Validation accuracy of early stopping with every setting of some losses' grids."""
+    for loss, values in [(name, values) for name in losses for values in GRIDS[name]]:
+        for record in obtain(jobs_of(loss, values, [TUNED_ON])):
+            assert record.config is not None
+            accuracy = float(validation(record).accuracy[record.kept].max())
+            row = {"loss": loss, "parameters": values, "setting": record.config.condition}
+            yield row | {"accuracy": accuracy}
 
 
-def tuning_of_coverage() -> Iterator[dict[str, Any]]:
-    """The same of coverage-weighted self-distillation."""
-    for values in SHARES:
-        yield from tried("coverage", values, [covered(c, *values) for c in configs([TUNED_ON])])
-
-
-def tried(
-    loss: str, values: tuple[float, ...], jobs: Sequence[RunConfig | Job]
-) -> Iterator[dict[str, Any]]:
-    """A row for each kind of noise with one setting."""
-    for record in obtain(jobs):
-        assert record.config is not None
-        accuracy = float(validation(record).accuracy[record.kept].max())
-        row = {"loss": loss, "parameters": values, "setting": record.config.condition}
-        yield row | {"accuracy": accuracy}
+def jobs_of(loss: str, values: tuple[float, ...], seeds: Iterable[int]) -> list[RunConfig | Job]:
+    """The runs of both kinds of noise with one setting of a loss."""
+    if loss == "coverage":
+        return [covered(config, *values) for config in configs(seeds)]
+    return [*configs(seeds, loss=loss, loss_parameters=values)]
 
 
 def chosen(rows: Iterable[dict[str, Any]], loss: str) -> tuple[float, ...]:
@@ -309,8 +300,7 @@ def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
     """The scores of one group of methods after another, students last."""
     trained: dict[str, Sequence[RunConfig | Job]] = {"cross_entropy": configs(SEEDS)}
     for loss in GRIDS:
-        values = chosen(tuned, loss)
-        trained[loss] = configs(SEEDS, loss=loss, loss_parameters=values)
+        trained[loss] = jobs_of(loss, chosen(tuned, loss), SEEDS)
     plain = obtain(trained["cross_entropy"])
     trained["glc"] = [
         runs.corrected(config, validation(record))
@@ -333,16 +323,17 @@ def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
 
 
 def main() -> None:
-    """Measure everything, or coverage alone; write what there is after each group."""
-    alone = sys.argv[1:] == ["coverage"]
-    before = json.loads(OUT.read_text()) if alone else {"tuning": [], "results": []}
-    tuned = [row for row in before["tuning"] if row["loss"] != "coverage"]
-    results = [row for row in before["results"] if not row["method"].startswith("coverage")]
-    tuned = [*(tuned if alone else tuning()), *tuning_of_coverage()]
-    best = [covered(config, *chosen(tuned, "coverage")) for config in configs(SEEDS)]
-    groups = itertools.chain([] if alone else measured(tuned), [in_every_way("coverage", best)])
-    for found in groups:
-        results += [dataclasses.asdict(result) for result in found]
+    """Measure everything, or some losses alone; write what there is after each group."""
+    alone = sys.argv[1:]
+    rows = json.loads(OUT.read_text()) if alone else {"tuning": [], "results": []}
+    tuned = [row for row in rows["tuning"] if row["loss"] not in alone]
+    tuned += tuning(alone or GRIDS)
+    results = rows["results"]
+    groups = (in_every_way(loss, jobs_of(loss, chosen(tuned, loss), SEEDS)) for loss in alone)
+    for group in groups if alone else measured(tuned):
+        found = [dataclasses.asdict(result) for result in group]
+        again = {(row["setting"], row["method"]) for row in found}
+        results = [row for row in results if (row["setting"], row["method"]) not in again] + found
         content = {"tuning": tuned, "results": results}
         write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())
         print(results[-1]["method"], flush=True)

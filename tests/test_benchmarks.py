@@ -273,11 +273,10 @@ def test_of_equal_settings_of_a_loss_the_first_is_chosen():
 def test_methods_for_wrong_labels_are_measured_on_every_seed():
     content = json.loads(wrong_labels.OUT.read_text())
     tried = {(row["loss"], tuple(row["parameters"])) for row in content["tuning"]}
-    grids = wrong_labels.GRIDS | {"coverage": wrong_labels.SHARES}
-    assert tried == {(k, v) for k, grid in grids.items() for v in grid}
+    assert tried == {(k, v) for k, grid in wrong_labels.GRIDS.items() for v in grid}
     names = {"elr": "ELR", "gce": "GCE", "sce": "SCE", "sat": "SAT", "ps_kd": "PS-KD"}
     names |= {"coverage": "coverage-weighted self-distillation"}
-    chosen = {k: wrong_labels.chosen(content["tuning"], k) for k in grids}
+    chosen = {k: wrong_labels.chosen(content["tuning"], k) for k in wrong_labels.GRIDS}
     text = "; ".join(f"{names[k]} {', '.join(map(str, v))}" for k, v in chosen.items())
     assert f"Chosen were {text}, in the order" in (ROOT / "book" / "choices.md").read_text()
     seeds = {}
@@ -285,7 +284,7 @@ def test_methods_for_wrong_labels_are_measured_on_every_seed():
         seeds.setdefault((result["setting"], result["method"]), set()).add(result["seed"])
     assert all(found == set(wrong_labels.SEEDS) for found in seeds.values())
     for setting in ("augmented_sym40", "augmented_asym40"):
-        for name in ("cross_entropy", *grids, "glc"):
+        for name in ("cross_entropy", *wrong_labels.GRIDS, "glc"):
             assert {(setting, f"{name}_{way}") for way in wrong_labels.WAYS} <= seeds.keys()
         for method in ("better_early_stopping", "both_kf", "cross_entropy_refined_kf"):
             assert (setting, method) in seeds
