@@ -191,11 +191,13 @@ export async function theme(page) {
     : [`the button for the theme shows only ${[...seen]}`];
 }
 
+export const pageCount = (pdf) => pdf.toString("latin1").match(/\/Type\s*\/Page\b/g)?.length ?? 0;
+
 // The cheat sheet is one page of A4.
 export async function sheet(page) {
-  const pdf = (await page.pdf({ preferCSSPageSize: true, printBackground: true })).toString("latin1");
-  const count = pdf.match(/\/Type\s*\/Page\b/g)?.length;
-  const sizes = [...pdf.matchAll(/\/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]/g)].map(([, ...size]) => size.map(Math.round).join(" x "));
+  const pdf = await page.pdf({ preferCSSPageSize: true, printBackground: true });
+  const count = pageCount(pdf);
+  const sizes = [...pdf.toString("latin1").matchAll(/\/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]/g)].map(([, ...size]) => size.map(Math.round).join(" x "));
   const problems = count === 1 ? [] : [`the cheat sheet is printed on ${count} pages`];
   if (sizes.some((size) => size !== "595 x 842")) problems.push(`the cheat sheet is not on A4 but on ${sizes}`);
   return problems;

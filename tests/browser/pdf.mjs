@@ -1,6 +1,7 @@
 // The whole book as one PDF, in its print style: _build/forget-me-not.pdf, or the file that is named.
 import { join } from "node:path";
 import { chromium } from "playwright-core";
+import { pageCount } from "./checks.mjs";
 import { BROWSER, CHAPTERS, PATIENCE, ROOT, demandBook, serve } from "./site.mjs";
 
 export const BOOK = join(ROOT, "_build/forget-me-not.pdf");
@@ -8,26 +9,27 @@ const WITH_MATHS = "book/definitions.html"; // so that MathJax is there
 
 // In the browser: puts all chapters in the place of the one that is open. Their own ids get the name of
 // their page before them, and links between chapters lead to those ids.
-async function join_chapters(chapters) {
-  const name = (url) => new URL(url).pathname.slice(1);
+async function joinChapters(chapters) {
+  const name = (url) => new URL(url, location.href).pathname.slice(1);
   const anchor = (page, id) => `${page.replace(/\W/g, "-")}--${id}`;
   const target = document.querySelector("article.bd-article");
   const articles = [];
+  const names = chapters.map((chapter) => name(`/${chapter}`));
   for (const chapter of chapters) {
     const address = new URL(`/${chapter}`, location.href);
     const text = await (await fetch(address)).text();
     const article = new DOMParser().parseFromString(text, "text/html").querySelector("article.bd-article");
     for (const still of article.querySelectorAll("noscript")) still.replaceWith(...still.childNodes); // what scripts draw is not on paper
     for (const gone of article.querySelectorAll("script, .headerlink, .copybtn")) gone.remove();
-    for (const node of article.querySelectorAll("[id]")) node.id = anchor(chapter, node.id);
+    for (const node of article.querySelectorAll("[id]")) node.id = anchor(name(address), node.id);
     for (const node of article.querySelectorAll("[src]")) node.src = new URL(node.getAttribute("src"), address);
     for (const link of article.querySelectorAll("a[href]")) {
       const to = new URL(link.getAttribute("href"), address);
-      const inside = to.host === location.host && chapters.includes(name(to));
+      const inside = to.host === location.host && names.includes(name(to));
       const id = to.hash.slice(1) || "top";
       link.href = inside ? `#${anchor(name(to), decodeURIComponent(id))}` : to;
     }
-    article.id = anchor(chapter, "top");
+    article.id = anchor(name(address), "top");
     article.classList.add("chapter");
     articles.push(article);
   }
@@ -52,18 +54,18 @@ async function join_chapters(chapters) {
 }
 
 // Writes the PDF with `browser`; returns links that lead nowhere, and its pages.
-export async function print(browser, address, path) {
-  const page = await browser.newPage({ colorScheme: "light", javaScriptEnabled: true });
+export async function print(browser, address, path, chapters = CHAPTERS) {
+  const page = await browser.newPage({ colorScheme: "light" });
   page.setDefaultTimeout(PATIENCE);
   await page.goto(`${address}/${WITH_MATHS}`, { waitUntil: "load" });
-  const dead = await page.evaluate(join_chapters, CHAPTERS);
+  const dead = await page.evaluate(joinChapters, chapters);
   await page.addStyleTag({ content: `
     .chapter { break-before: page; display: block !important; padding: 0 !important; }
     .chapter:first-of-type { break-before: auto; }
     @page { size: A4; margin: 16mm 15mm 18mm; @bottom-center { content: counter(page); font: 9pt sans-serif; } }` });
   const pdf = await page.pdf({ path, preferCSSPageSize: true, printBackground: true, outline: true, tagged: true });
   await page.close();
-  return { dead, pages: pdf.toString("latin1").match(/\/Type\s*\/Page\b/g)?.length ?? 0 };
+  return { dead, pages: pageCount(pdf) };
 }
 
 if (process.argv[1] === import.meta.filename) {

@@ -138,6 +138,12 @@ async function printBook() {
   failures.push(...dead.map((id) => `the book on paper has a link to ${id}, which is not in it`));
 }
 
+async function bitePrint() {
+  const fault = encodeURIComponent('<a href="#nowhere">x</a>');
+  const { dead } = await print(browser, address, undefined, [`${SHEET}?fault=${fault}`]);
+  if (dead.length !== 1) failures.push(`of one link that leads nowhere, ${dead.length} are reported`);
+}
+
 async function find(term) {
   await inContext({}, async (context) => {
     const problems = await checks.search(await context.newPage(), address, term);
@@ -155,6 +161,7 @@ async function findNothing() {
 const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().length;
 const jobs = [
   ...(pages === PAGES ? [printBook] : []), // the longest first
+  bitePrint,
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
