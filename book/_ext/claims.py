@@ -17,12 +17,13 @@ from sphinx.util.docutils import SphinxDirective
 
 from fmnlib.record import Result
 from fmnlib.stats import MARGIN, OUTCOMES, outcome, points, readable, summarize
+from results import REGIMES as IN_WORDS
 from results import paired, read
 
 HEADS = ("claim", "data, regime", "outcome", "difference, in points", "page")
 DATA = {"cifar100": "CIFAR-100", "local_overfitting": "points in the plane"}
 DATA |= {"fashion_mnist": "Fashion-MNIST"}
-REGIMES = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8, own recipe"}
+REGIMES = IN_WORDS | {"resnet8": "ResNet-8, own recipe"}
 Found = tuple[str, int, float, float, float]  # noise, number of seeds, mean, interval
 
 
