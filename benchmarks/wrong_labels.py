@@ -34,6 +34,7 @@ from fmnlib.distillation import (
 )
 from fmnlib.files import write_whole
 from fmnlib.fusion import fuse, single
+from fmnlib.losses import begin_epoch, new_memory, progressive_self_distillation
 from fmnlib.paper.ablation import scored
 from fmnlib.paper.compare import replicates
 from fmnlib.paper.features import last_layer_inputs
@@ -232,24 +233,28 @@ def self_distill(
     device: str,
     **options: Any,
 ) -> RunRecord:
-    """Train on labels and soft labels: (1 - a_e) CE(y, p) + a_e CE(t, p), a_e = share (e + 1) / E.
+    """Train with the loss and the schedule of PS-KD, the sources of this method stating none.
 
-    t is the mean of the checkpoints of all epochs before, by `coverage_weights` on the validation
-    half; each predicts the training images without augmentation once, when its epoch is over.
-    The schedule is that of PS-KD, for the sources do not state theirs. What it remembers is not
-    stored: a run that was interrupted begins anew.
+    The soft labels t are the mean of the checkpoints of all epochs before, by `coverage_weights`
+    on the validation half; each predicts the training images without augmentation once, when its
+    epoch is over. The first epoch has none. What it remembers is not stored: a run that was
+    interrupted begins anew.
     """
     if not (folder / "record.npz").exists():
         clear_states(folder)
     data = load(config, pick_device(device))
     chosen = torch.from_numpy(halves(len(data.eval_labels), config.seed)[0])
     model = build_model(config, data)
+    kind = {"loss": "ps_kd", "loss_parameters": (share,), "student": None}
+    ps_kd = dataclasses.replace(config, **kind)
+    memory = new_memory(ps_kd, data.labels, data.classes)
+    assert memory is not None
     past: list[Tensor] = []
     right: list[np.ndarray] = []
-    soft, seen = torch.zeros(len(data.labels), data.classes), 0
+    seen = 0
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        nonlocal soft, seen
+        nonlocal seen
         epoch, within = divmod(seen, len(data.labels))
         seen += len(batch.index)
         if epoch and not within:
@@ -257,11 +262,11 @@ def self_distill(
             right.append((answers == data.eval_labels[chosen]).cpu().numpy())
             past.append(predict(model, data, data.images).softmax(1))
             model.train()
-            weights = coverage_weights(np.array(right))
-            soft = sum((w * p for w, p in zip(weights.tolist(), past, strict=True)), soft * 0)
-        a = share * (epoch + 1) / config.epochs if past else 0.0
-        given = F.cross_entropy(logits, data.labels[batch.index], reduction="none")
-        return (1 - a) * given + a * F.cross_entropy(logits, soft[batch.index], reduction="none")
+            weights = torch.tensor(coverage_weights(np.array(right)), dtype=torch.float32)
+            memory.targets.copy_(torch.tensordot(weights, torch.stack(past), dims=1))
+            begin_epoch(ps_kd, memory, epoch)
+        labels, soft = data.labels[batch.index], memory.targets[batch.index]
+        return progressive_self_distillation(logits, labels, soft, memory.share)[0]
 
     options |= {"device": device, "data": data, "criterion": loss, "build": lambda: model}
     return train(config, folder, **options)

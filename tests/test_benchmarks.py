@@ -318,6 +318,42 @@ def test_a_run_is_taught_by_its_own_checkpoints(tmp_path, monkeypatch):
     assert np.abs(records["taught"].probs[1:] - usual.probs[1:]).max() > 0.01
 
 
+def test_checkpoints_are_weighed_by_the_validation_half(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path))
+    weigh, seen = wrong_labels.coverage_weights, []
+    monkeypatch.setattr(
+        wrong_labels, "coverage_weights", lambda right: seen.append(right) or weigh(right)
+    )
+    few = {"epochs": 4, "train_samples": 300, "eval_samples": 200, "keep_every": 1}
+    [config] = wrong_labels.configs([3], **few)[:1]
+    [record] = wrong_labels.obtain([wrong_labels.covered(config, 0.5)])
+    val, test = record.split(3)
+    assert [len(right) for right in seen] == [1, 2, 3]
+    assert (seen[-1] == val.correct[:3]).mean() > 0.9  # one batch has moved BatchNorm's statistics
+    assert (seen[-1] == test.correct[:3]).mean() < 0.9
+
+
+def test_a_loss_is_measured_alone_and_the_rest_is_kept(tmp_path, monkeypatch):
+    few = {"epochs": 2, "train_samples": 100, "eval_samples": 100, "keep_every": 1}
+    make, out = wrong_labels.configs, tmp_path / "out.json"
+    monkeypatch.setattr(wrong_labels, "configs", lambda seeds, **more: make(seeds, **few, **more))
+    monkeypatch.setattr(wrong_labels, "SEEDS", [0])
+    monkeypatch.setattr(wrong_labels, "OUT", out)
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path / "runs"))
+    old = {"setting": "augmented_sym40", "accuracy": -1}
+    results = [old | {"method": m} for m in ("elr_single", "coverage_single")]
+    tuned = [old | {"loss": loss, "parameters": [0.1]} for loss in ("elr", "coverage")]
+    out.write_text(json.dumps({"results": results, "tuning": tuned}))
+    monkeypatch.setattr(sys, "argv", ["wrong_labels", "coverage"])
+    wrong_labels.main()
+    content = json.loads(out.read_text())
+    stale = [row for part in content.values() for row in part if row["accuracy"] == -1]
+    assert [row.get("method", row.get("loss")) for row in stale] == ["elr", "elr_single"]
+    methods = [row["method"] for row in content["results"] if row["accuracy"] != -1]
+    assert sorted({*methods}) == sorted(f"coverage_{way}" for way in wrong_labels.WAYS)
+    assert len(methods) == 2 * len(wrong_labels.WAYS)
+
+
 @pytest.mark.parametrize("kind", ["propagated", "gated"])
 def test_students_of_either_kind_are_trained(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("FMN_RUNS", str(tmp_path))

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -218,6 +219,29 @@ def test_other_seeds_reach_every_notebook_that_trains(tmp_path):
         printed[name] = "".join(cells[-1]["outputs"][0]["text"]).strip()
     assert printed == {"1_many": "[[7, 8]]", "2_one": "[7]", "3_grid": "[[0, 1]]"}
     gc.collect()  # here, where the warning is expected
+
+
+def test_a_table_of_results_says_how_many_seeds_and_which_regime(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from results import ResultsTable
+
+    options = {"settings": "augmented_sym40, memorising_sym40", "methods": "single, kf"}
+    page = SimpleNamespace(options=options | {"caption": "", "name": "x"})
+    cells = {
+        "augmented_sym40": {"single": "1.0 ± 0.1", "kf": "2.0 ± 0.1"},
+        "memorising_sym40": {"single": "4.0", "kf": "3.0"},
+    }
+    seeds = {"augmented_sym40": "2", "memorising_sym40": "1"}
+    rows = [line for line in ResultsTable.table(page, cells, seeds) if "," in line]
+    assert rows == [
+        'method,"symmetric 40%, augmented","symmetric 40%, without augmentation"',
+        "training seeds,2,1",
+        "Final network,1.0 ± 0.1,**4.0**",
+        "KF (∞),**2.0 ± 0.1**,3.0",
+    ]
+    page.options["settings"] = "augmented_sym40"
+    rows = [line for line in ResultsTable.table(page, cells) if "," in line]
+    assert rows[:2] == ['method,"symmetric 40%"', "Final network,1.0 ± 0.1"]
 
 
 def test_a_comparison_is_a_verb_that_follows_its_interval(monkeypatch):

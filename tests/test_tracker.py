@@ -22,6 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from fmnlib import InputError, RunRecord
 from fmnlib import tracker as tracker_module
 from fmnlib.record import halves
+from fmnlib.scores import covering
 from fmnlib.tracker import Tracker, load_tracked
 from fmnlib.watch import Watch, predict_batches
 
@@ -570,6 +571,29 @@ def test_a_bounded_tracker_that_is_noted_anew_offers_what_is_there(tmp_path):
         assert again.record().kept.tolist() == there
         assert there[-1] == again.epochs - 1
         assert len(there) <= 3
+
+
+def test_the_most_accurate_checkpoint_stays_even_if_it_alone_knows_least():
+    correct = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
+    assert covering(correct, 2).tolist() == [0, 2]
+
+
+def test_a_checkpoint_whose_epoch_was_not_noted_is_not_offered(tmp_path):
+    tracker = Tracker(tmp_path / "t", LABELS, keep=3)
+    for epoch in range(3):
+        tracker.note(outputs(epoch), nn.Linear(1, 1).eval())
+    files = tmp_path / "t" / "checkpoints"  # as after a kill between checkpoint and predictions
+    (files / "epoch_0003.safetensors").write_bytes((files / "epoch_0002.safetensors").read_bytes())
+    assert tracker.record().kept.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("keep", [1, "3", True, 2.5])
+def test_a_bound_that_is_none_is_refused(tmp_path, keep):
+    Tracker(tmp_path / "t", LABELS, keep=3).note(outputs(0), nn.Linear(1, 1).eval())
+    head = tmp_path / "t" / "tracked.json"
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"keep": keep}))
+    with pytest.raises(InputError, match="is no tracked folder"):
+        load_tracked(tmp_path / "t")
 
 
 def test_a_bounded_tracker_says_what_it_needs(tmp_path):
