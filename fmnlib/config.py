@@ -68,7 +68,7 @@ class RunConfig:
     """
 
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10, cifar100, animal10n, wave or folder:PATH."""
+    """digits, mnist, fashion_mnist, cifar10, cifar100, wave or folder:PATH."""
     classes: Literal["all", "first_half", "second_half"] = "all"
     """All classes, or half of them, for transfer learning."""
     evaluate: Literal["test", "heldout"] = "test"
@@ -130,6 +130,8 @@ class RunConfig:
     """Keep probabilities and checkpoint of every k-th epoch (of the tail, if any) and the last."""
     keep: tuple[int, ...] = ()
     """Keep those of these epochs and of the last one instead."""
+    keep_best: int = _range(0, 0)
+    """Keep at most so many, 2 or more, chosen while training: see `fmnlib.scores.covering`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those before 8.0."""
     seed: int = _range(0, 0, below=2**31)
@@ -150,6 +152,10 @@ class RunConfig:
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
             problem = f"keep is {self.keep} in a run of {self.epochs} epochs"
             raise InputError(f"{problem}; epochs count from 0 to {self.epochs - 1}")
+        others = self.keep or self.keep_every > 1 or self.tail_epoch
+        if self.keep_best and (self.keep_best < 2 or others):
+            alone = "2 or more without keep, keep_every and a schedule with a tail"
+            raise InputError(f"keep_best is {self.keep_best}; make it {alone}, or 0")
         use, _, split = self.validation_half.partition(":")
         if self.validation_half != "unused" and not (
             use in ("added", "alone") and split.isdigit()

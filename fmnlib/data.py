@@ -16,7 +16,7 @@ from torch import Tensor
 from fmnlib import plane
 from fmnlib.config import InputError, RunConfig
 from fmnlib.files import data_root
-from fmnlib.images import ImageFiles, Preprocessing, open_animal10n, open_split
+from fmnlib.images import ImageFiles, Preprocessing, open_split
 from fmnlib.noise import noisy_labels
 from fmnlib.record import halves
 
@@ -161,14 +161,11 @@ def read(config: RunConfig) -> Source:
         return _digits()
     if config.dataset == "wave":
         return plane.wave()
-    preprocessing = Preprocessing(size=config.image_size, resize=config.resize)
-    if config.dataset == "animal10n":
-        parts = open_animal10n(data_root() / "animal10n", preprocessing)
-    elif config.dataset.startswith("folder:"):
-        parts = open_split(Path(config.dataset.removeprefix("folder:")), preprocessing)
-    else:
+    if not config.dataset.startswith("folder:"):
         return _from_torchvision(config.dataset)
-    return parts[0], parts[0].labels, parts[1], parts[1].labels
+    preprocessing = Preprocessing(size=config.image_size, resize=config.resize)
+    train, test = open_split(Path(config.dataset.removeprefix("folder:")), preprocessing)
+    return train, train.labels, test, test.labels
 
 
 def download(dataset: str) -> Path:
@@ -265,7 +262,7 @@ def _digits() -> Source:
 def _torchvision(dataset: str) -> tuple[str, Path]:
     """The name of a data set in torchvision, and the folder where it lies."""
     if dataset not in _TORCHVISION:
-        known = ", ".join(["digits", *_TORCHVISION, "animal10n", "wave", "folder:PATH"])
+        known = ", ".join(["digits", *_TORCHVISION, "wave", "folder:PATH"])
         raise InputError(f"dataset is {dataset!r}; known are {known}")
     return _TORCHVISION[dataset], data_root() / _TORCHVISION[dataset].lower()
 

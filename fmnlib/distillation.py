@@ -69,6 +69,7 @@ def student_config(
         config,
         keep_every=config.epochs,
         keep=(),
+        keep_best=0,
         loss="cross_entropy",
         loss_parameters=(),
         student=StudentConfig(teacher=_named(name, parts), **student),

@@ -213,23 +213,6 @@ def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, Im
     return open_folder(root / "train", preprocessing), open_folder(root / held_out, preprocessing)
 
 
-def open_animal10n(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, ImageFiles]:
-    """Animal-10N as it unpacks: `training/*` and `testing/*`; a name begins with the label.
-
-    The training labels are people's, about 8% of them wrong (Song et al., 2019).
-    """
-    parts = []
-    for part in ("training", "testing"):
-        files = sorted((root / part).glob("[0-9]*.*"))
-        if not files:
-            wanted = "files such as 3_1234.jpg, where 3 is the class"
-            raise InputError(f"{root / part} holds no images; put there {wanted}")
-        names = np.array([os.fsencode(file.name) for file in files])
-        labels = np.array([int(file.name[0]) for file in files], np.int64)
-        parts.append(ImageFiles(root / part, names, labels, [*"0123456789"], preprocessing))
-    return parts[0], parts[1]
-
-
 def _usual_workers() -> int:
     """FMN_WORKERS, or the cores at hand divided among the processes of torchrun."""
     if count := os.environ.get("FMN_WORKERS"):

@@ -25,7 +25,8 @@ from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet, load
 from fmnlib.files import Transaction, new_part, require_file
 from fmnlib.models import number_format
-from fmnlib.record import LOSS_EDGES, RunRecord, checksums
+from fmnlib.record import LOSS_EDGES, RunRecord, checksums, halves
+from fmnlib.scores import covering
 
 Job = Callable[[], Callable[[], None]]
 """Computes something, and returns what is left to do, which is to wait for the disk."""
@@ -67,7 +68,11 @@ class Recorder:
         self._rounded = checkpoint.rounded_by_autocast(model) if self._dtype.itemsize == 2 else ()
         tensors = [*model.named_parameters(), *model.named_buffers()]
         weights = sum(t.nbytes // (2 if name in self._rounded else 1) for name, t in tensors)
-        _lay_out(self._probs, (len(self.kept), samples, data.classes), weights)
+        shape, most = (len(self.kept), samples, data.classes), config.keep_best or len(self.kept)
+        states = 2 * 3 * sum(t.nbytes for _, t in tensors)  # of weights, momentum and average
+        probs = 2 * math.prod(shape)  # in half precision
+        self.disk = weights * min(most, len(self.kept)) + states + probs  #: Bytes that a run takes
+        _lay_out(self._probs, shape, self.disk)
 
     def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
         """The job of writing an epoch to disk, with copies of tensors as `snapshot` makes them."""
@@ -82,7 +87,7 @@ class Recorder:
                 files.write(checkpoint.checkpoint_path(self.folder, epoch), content)
             state |= {f"record.{name}": value for name, value in self.tensors().items()}
             checkpoint.write_state(self.folder, state, epoch, files)
-            return files.commit
+            return lambda: self._end_epoch(files, epoch)
 
         return write
 
@@ -131,7 +136,27 @@ class Recorder:
             config=self.config,
             provenance=provenance(self.device, float(self.curves["seconds"].sum())),
         )
-        record.save(self.folder / "record.npz", light=True)
+        if not self.config.keep_best:
+            record.save(self.folder / "record.npz", light=True)
+            return
+        record.keep(self._leave_best(self.config.epochs)).save(self.folder / "record.npz")
+        self._probs.unlink()
+
+    def _end_epoch(self, files: Transaction, epoch: int) -> None:
+        files.commit()
+        if self.config.keep_best:  # a checkpoint goes once the disk holds what follows it
+            self._leave_best(epoch + 1)
+
+    def _leave_best(self, epochs: int) -> list[int]:
+        """Remove the checkpoints of the first epochs but those of `keep_best`; return these."""
+        labels = self.eval_labels.numpy()
+        val = halves(len(labels), 0)[0]
+        best = covering(
+            self.predicted[:epochs, val] == labels[val], self.config.keep_best
+        ).tolist()
+        for gone in set(range(epochs)).difference(best):
+            checkpoint.checkpoint_path(self.folder, gone).unlink(missing_ok=True)
+        return best
 
     def _check(self, rows: int) -> None:
         probs = np.load(self._probs, mmap_mode="r", allow_pickle=False)
@@ -244,11 +269,10 @@ def _commit() -> tuple[str, bool]:
     return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
 
 
-def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
+def _lay_out(path: Path, shape: tuple[int, ...], needed: int) -> None:
     """Make the file of probabilities of a new run; that of a run that goes on stays.
 
-    A new run, whose checkpoints have so many bytes of weights each, is refused where the disk does
-    not hold it.
+    A new run, which takes so many bytes, is refused where the disk does not hold it.
     """
     if path.exists():
         try:
@@ -260,9 +284,8 @@ def _lay_out(path: Path, shape: tuple[int, ...], weights: int) -> None:
             problem = f"{path} cannot be read ({error})"
             raise InputError(f"{problem}; move {path.parent.name} away and run again") from error
         return
-    needed = shape[0] * (weights + 2 * math.prod(shape[1:]))  # probabilities in half precision
     if (free := shutil.disk_usage(path.parent).free) < needed:
-        problem = f"the run's {shape[0]} checkpoints take {needed / 1e9:.1f} GB"
+        problem = f"the run takes {needed / 1e9:.1f} GB on the disk"
         remedy = "keep fewer epochs, or free space on the disk of the run"
         raise InputError(f"{problem} and {free / 1e9:.1f} GB are free; {remedy}")
     part = new_part(path)

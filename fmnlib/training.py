@@ -9,6 +9,7 @@ killed resumes after its last complete epoch and, on the CPU, ends with the same
 import copy
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -29,8 +30,12 @@ from fmnlib.record import RunRecord
 from fmnlib.recorder import Background, EpochOutputs, Recorder
 from fmnlib.step import Criterion, Parts, Step, make_optimizer, make_scaler
 
+if sys.platform != "win32":
+    import resource
+
 Build = Callable[[], nn.Module]  # makes a network with fresh weights
 WARMUP_START = 0.01  # share of the peak learning rate
+_LONG = 60  # seconds; a run that takes longer says so after its first epoch
 
 
 def train(
@@ -254,6 +259,14 @@ def _epochs(
         right = (world.all_reduce(step.right.long()) > 0).cpu()
         logits, now = logits.cpu(), time.monotonic()  # when a GPU has done what was asked of it
         outputs = EpochOutputs(logits, losses, right, lr, now - before)
+        left = (config.epochs - epoch - 1) * (now - before)
+        if (
+            recorder is not None
+            and not epochs.disable
+            and epoch == epochs.initial
+            and left > _LONG
+        ):
+            tqdm.write(_forecast(left, recorder.disk, data.device), sys.stderr)
         if recorder is not None:
             background.do(recorder.writing(epoch, outputs, checkpoint.snapshot(parts)))
         late = world.broadcast(float(2 * now - before > deadline))  # each has its own clock
@@ -262,6 +275,17 @@ def _epochs(
             paused = f"{config.id} paused after {epoch + 1} of {config.epochs} epochs"
             raise Paused(f"{paused}; the same command resumes it")
         before = now
+
+
+def _forecast(seconds: float, disk: int, device: torch.device) -> str:
+    """What a run will take, known from its first epoch."""
+    told = f"about {seconds / 60:.0f} minutes more, {disk / 1e9:.2f} GB on the disk"
+    if device.type == "cuda":
+        return f"{told}, {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB on the GPU"
+    if sys.platform == "win32":
+        return told
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KB, on macOS in bytes
+    return f"{told}, {peak * (1 if sys.platform == 'darwin' else 1000) / 1e9:.1f} GB of memory"
 
 
 def _train_epoch(step: Step, epoch: int) -> float:

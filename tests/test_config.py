@@ -31,7 +31,7 @@ def changed(name):
         return (1, 2)
     if name == "loss_parameters":
         return (0.5,)
-    if name == "resize":
+    if name in ("resize", "keep_best"):
         return 40
     if name == "validation_half":
         return "added:0"
@@ -121,6 +121,22 @@ def test_an_integer_is_the_same_as_its_float():
         ({"loss": "sce", "student": {"teacher": "kf"}}, "loss is 'sce' with a student; make it"),
         ({"epoch": 3}, "a run has no setting 'epoch'; did you mean epochs?"),
         ({"learning_rte": 3}, "a run has no setting 'learning_rte'; "),
+        (
+            {"keep_best": 1},
+            "keep_best is 1; make it 2 or more without keep, keep_every and a sche",
+        ),
+        (
+            {"keep_best": 8, "keep_every": 2},
+            "keep_best is 8; make it 2 or more without keep, keep",
+        ),
+        (
+            {"keep_best": 8, "keep": (1,)},
+            "keep_best is 8; make it 2 or more without keep, keep_ev",
+        ),
+        (
+            {"keep_best": 8, "schedule": "constant_tail"},
+            "keep_best is 8; make it 2 or more withou",
+        ),
         ({"xyzzy": 3}, f"a run has no setting 'xyzzy'; known are {', '.join(FIELDS)}"),
     ],
 )

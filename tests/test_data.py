@@ -72,32 +72,6 @@ def test_a_view_depends_on_seed_and_sample_not_on_the_batch():
     assert not torch.equal(whole, images(torch.arange(1000), 1000, 4))
 
 
-def test_animal10n_is_read_from_its_files_names(tmp_path, monkeypatch):
-    from PIL import Image
-
-    monkeypatch.setenv("FMN_DATA", str(tmp_path))
-    digits = load(RunConfig())
-    for part, images, labels in (
-        ("training", digits.images[:40], digits.labels[:40]),
-        ("testing", digits.eval_images[:30], digits.eval_labels[:30]),
-    ):
-        (tmp_path / "animal10n" / part).mkdir(parents=True)
-        for number, (image, label) in enumerate(zip(images, labels)):
-            file = tmp_path / "animal10n" / part / f"{label}_{number:04d}.png"
-            Image.fromarray(image[0].numpy()).save(file)
-    data = load(RunConfig(dataset="animal10n", image_size=8, resize=8, model="resnet8"))
-    assert data.images.shape == (40, 3, 8, 8)
-    for images, labels, read, said in (
-        (digits.images, digits.labels, data.images, data.labels),
-        (digits.eval_images, digits.eval_labels, data.eval_images, data.eval_labels),
-    ):
-        expected = {(image.numpy().tobytes(), int(y)) for image, y in zip(images[:, 0], labels)}
-        assert {(image[0].numpy().tobytes(), int(y)) for image, y in zip(read, said)} <= expected
-    (tmp_path / "animal10n").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="training holds no images; put there files such as"):
-        load(RunConfig(dataset="animal10n"))
-
-
 def test_noise_flips_training_labels_alone():
     clean, noisy = load(RunConfig()), load(RunConfig(noise="symmetric", noise_rate=0.4))
     assert noisy.flipped.sum() == 400

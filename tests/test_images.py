@@ -19,7 +19,6 @@ from fmnlib import InputError, images
 from fmnlib.images import (
     Preprocessing,
     _usual_workers,
-    open_animal10n,
     open_folder,
     open_split,
 )
@@ -213,18 +212,7 @@ def test_missing_and_empty_folders_are_named_in_one_line(folder, tmp_path):
     fails(
         open_split, tmp_path, "test must hold .*Found no valid file for the classes china, flower"
     )
-    fails(open_animal10n, tmp_path, "training holds no images; put there files such as 3_1234.jpg")
     assert not any("\n" in line for line in lines)
-
-
-def test_animal10n_has_its_labels_in_the_names_of_its_files(tmp_path):
-    for part, names in (("training", ["7_01", "3_02"]), ("testing", ["9_01"])):
-        (tmp_path / part).mkdir()
-        for name in names:
-            Image.new("RGB", (40, 40), (int(name[0]), 0, 0)).save(tmp_path / part / f"{name}.png")
-    for data, labels in zip(open_animal10n(tmp_path, SMALL), ([3, 7], [9])):
-        assert data.labels.tolist() == data.load()[:, 0, 0, 0].tolist() == labels
-        assert len(data.classes) == 10
 
 
 def test_thousands_of_files_are_opened_without_decoding(tmp_path):

@@ -52,14 +52,16 @@ def begin(config, folder, limit=None):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of the run that nobody stopped, and how long it took."""
-    folder = tmp_path_factory.mktemp("whole")
+    """The folders of runs that nobody stopped, by `keep_best`, and how long each took."""
+    folder, found = tmp_path_factory.mktemp("whole"), {}
     begin(CONFIG, folder / "warm-up").join()
-    started = time.monotonic()
-    process = begin(CONFIG, folder / "run")
-    process.join()
-    assert process.exitcode == 0
-    return folder / "run", time.monotonic() - started
+    for keep in (0, 3):
+        started = time.monotonic()
+        process = begin(dataclasses.replace(CONFIG, keep_best=keep), folder / f"keep{keep}")
+        process.join()
+        assert process.exitcode == 0
+        found[keep] = folder / f"keep{keep}", time.monotonic() - started
+    return found
 
 
 def assert_same(one, other):
@@ -89,9 +91,10 @@ def wait_for_a_file_half_written(process, folder, which):
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, tmp_path, number):
-    reference, seconds = whole
+    config = dataclasses.replace(CONFIG, keep_best=(0, 3)[number // 2 % 2])
+    reference, seconds = whole[config.keep_best]
     rng = np.random.default_rng(number)
-    process = begin(CONFIG, tmp_path / "run")
+    process = begin(config, tmp_path / "run")
     if number % 2:
         time.sleep(rng.uniform(0, seconds))
     else:
@@ -99,7 +102,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, tmp_path, number
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL or number % 2, "it ended before it was killed"
-    again = begin(CONFIG, tmp_path / "run")
+    again = begin(config, tmp_path / "run")
     again.join()
     assert again.exitcode == 0
     assert_same(reference, tmp_path / "run")
@@ -125,7 +128,7 @@ def test_a_damaged_state_is_set_aside_and_costs_one_epoch(tmp_path, damage):
 
 
 def test_a_full_disk_is_told_and_what_was_written_stays(whole, tmp_path):
-    reference, _ = whole
+    reference, _ = whole[0]
     largest = max(path.stat().st_size for path in reference.rglob("*"))
     process = begin(CONFIG, tmp_path / "run", limit=largest + 1)  # its states are larger
     process.join()

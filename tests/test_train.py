@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fmnlib import InputError, RunConfig, images
+from fmnlib import InputError, RunConfig, images, knowledge_fusion, training
 from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import Paused
 from fmnlib.data import load
+from fmnlib.distillation import distill, members_of, student_config
 from fmnlib.record import LOSS_EDGES
+from fmnlib.scores import covering
 from fmnlib.training import build_model, learning_rate, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
@@ -126,6 +129,20 @@ def test_kept_epochs_end_with_the_last(tmp_path):
     ]
 
 
+def test_keep_best_leaves_what_covering_chooses(tmp_path):
+    every, few = (dataclasses.replace(SMALL, epochs=9, keep_best=keep) for keep in (0, 3))
+    whole, record = run(every, tmp_path / "all"), run(few, tmp_path / "few")
+    chosen = covering(whole.split(0)[0].correct, 3)
+    np.testing.assert_array_equal(record.predicted, whole.predicted)
+    np.testing.assert_array_equal(record.kept, chosen)
+    np.testing.assert_array_equal(record.probs, whole.probs[chosen])
+    files = sorted(path.name for path in (tmp_path / "few" / "checkpoints").iterdir())
+    assert files == [f"epoch_{epoch:04d}.safetensors" for epoch in chosen]
+    fusion = knowledge_fusion(record.split(0)[0], window=0)
+    members = members_of(few, tmp_path / "few", fusion)  # a mixture finds its checkpoints
+    assert distill(student_config(few, "kf", members), members, tmp_path / "student").epochs
+
+
 def test_ema_follows_parameters_and_batchnorm_statistics(tmp_path):
     config = dataclasses.replace(SMALL, ema=0.5, epochs=1, batch_size=200, lr=0.1)
     data = load(config)
@@ -187,12 +204,28 @@ def test_a_folder_that_does_not_fit_is_read_while_it_is_trained_on(tmp_path, mon
 
 def test_a_run_that_the_disk_does_not_hold_is_refused_before_it_trains(tmp_path):
     long = dataclasses.replace(SMALL, model="resnet18", image_size=32, epochs=300_000)
-    weights = build_model(long, load(long)).state_dict().values()
-    needed = 300_000 * (sum(tensor.nbytes for tensor in weights) + 2 * 50 * 10)
-    told = f"the run's 300000 checkpoints take {needed / 1e9:.1f} GB and .* are free; keep few"
+    weights = sum(t.nbytes for t in build_model(long, load(long)).state_dict().values())
+    needed = 300_000 * (weights + 2 * 50 * 10) + 6 * weights  # two states of three copies
+    told = f"the run takes {needed / 1e9:.1f} GB on the disk and .* are free; keep fewer epochs"
     with pytest.raises(InputError, match=told):
         run(long, tmp_path)
     assert not (tmp_path / "probs.npy").exists()
+
+
+def test_a_long_run_says_after_its_first_epoch_what_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "_LONG", 0)
+    forecast, seen = training._forecast, []
+    monkeypatch.setattr(training, "_forecast", lambda *a: (seen.append(a), forecast(*a))[1])
+    train(SMALL, tmp_path, device="cpu")
+    [(seconds, disk, device)] = seen
+    assert capsys.readouterr().err.count(forecast(seconds, disk, device)[:25]) == 1
+    assert 0 < seconds < 600
+    weights = sum(t.nbytes for t in build_model(SMALL, load(SMALL)).state_dict().values())
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert disk == pytest.approx(written + 6 * weights, rel=0.05)  # its two states are gone
+    told = forecast(1234.0, 1_260_000_000, device)
+    assert re.fullmatch(r"about 21 minutes more, 1.26 GB on the disk, \d+\.\d GB of memory", told)
+    assert 0.1 < float(told.split()[-4]) < 10  # torch alone takes as much
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
