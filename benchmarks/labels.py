@@ -2,13 +2,14 @@
 
 One run and its checkpoints, as `fmn labels` ranks them, against five-fold cross-validation with
 cleanlab's scores (`pip install cleanlab`), which trains five networks of the same recipe more.
-Fashion-MNIST and CIFAR-100 take part where their files are there (`FMN_DATA`).
+Fashion-MNIST and CIFAR-100 take part where their files are there (`FMN_DATA`). Seconds are those
+that the processor works, of this process; with FMN_RUNS set, networks are trained once.
 """
 
 import argparse
 import dataclasses
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +53,12 @@ def mixtures(val: RunRecord) -> dict[str, Fusion]:
     }
 
 
-def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> np.ndarray:
-    """Probabilities `[samples, classes]` of networks that were trained without these samples."""
-    samples = len(data.labels)
+def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> tuple[np.ndarray, float]:
+    """Probabilities `[samples, classes]` of networks that were trained without these samples.
+
+    And the seconds of their training, which are written beside each.
+    """
+    samples, seconds = len(data.labels), 0.0
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(config.seed))
     probs = np.empty((samples, data.classes))
     for fold, held in enumerate(order.chunk(FOLDS)):
@@ -69,13 +73,20 @@ def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> np.ndarra
             eval_labels=data.labels[held],
         )
         last = dataclasses.replace(config, keep_every=config.epochs)
-        record = train(last, folder / f"fold{fold}", data=part)
+        place, started = folder / f"fold{fold}", time.process_time()
+        spent = place / "seconds.txt"
+        if place.exists() and not spent.exists():  # it was stopped: its time is not known
+            shutil.rmtree(place)
+        record = train(last, place, data=part)
+        if not spent.exists():
+            spent.write_text(f"{time.process_time() - started:.2f}")
+        seconds += float(spent.read_text())
         assert record.probs is not None
         probs[held.numpy()] = record.probs[-1]
-    return probs / probs.sum(axis=1, keepdims=True)
+    return probs / probs.sum(axis=1, keepdims=True), seconds
 
 
-def measured(config: RunConfig, folder: Path) -> Iterator[dict[str, str | float]]:
+def measured(config: RunConfig) -> Iterator[dict[str, str | float]]:
     """A row for each way to rank the labels of a run."""
     from cleanlab.count import num_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -86,15 +97,14 @@ def measured(config: RunConfig, folder: Path) -> Iterator[dict[str, str | float]
     wrong = data.flipped.numpy()
     record = train(config, path)
     for name, fusion in mixtures(record.split(config.seed)[0]).items():
-        started = time.perf_counter()
+        started = time.process_time()
         samples = labels.of_run(path, record, fusion, "cpu")
         table = labels.suspects(samples.probs, samples.given)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         row = about | {"method": name, "seconds": seconds, "rate": labels.noise_rate(table)}
         yield row | labels.detection(table, wrong)
-    started = time.perf_counter()
-    probs, given = cross_validated(config, data, folder), data.labels.numpy()
-    seconds = time.perf_counter() - started
+    probs, seconds = cross_validated(config, data, path.with_name(f"{path.name}-folds"))
+    given = data.labels.numpy()
     rate = num_label_issues(given, probs) / len(given)
     for name in ("self_confidence", "normalized_margin"):
         score = 1 - get_label_quality_scores(given, probs, method=name)
@@ -112,8 +122,7 @@ def main() -> None:
     rows = json.loads(OUT.read_text()) if OUT.exists() else []
     for config in (case for name in parser.parse_args().datasets for case in cases(name)):
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                fresh = [*measured(config, Path(folder))]
+            fresh = [*measured(config)]
         except InputError as error:
             print(f"left out: {error}")
             continue

@@ -4,7 +4,8 @@ About an hour on one core; with FMN_RUNS set it resumes where it was stopped. On
 augmentation at 40% noise of both kinds: losses made for label noise, runs that are corrected for
 the noise they have met, runs that teach themselves, two runs in place of one, and other students.
 Each has the setting of its grid with which early stopping does best on the validation half of a
-training seed that no result uses. Losses as arguments are measured alone, and the rest is kept.
+training seed that no result uses. Losses as arguments are measured alone, and the rest is kept;
+cifar100 as an argument is ELR, with its paper's setting, on the first run of `fmn grid cifar`.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from fmnlib.distillation import (
 from fmnlib.files import write_whole
 from fmnlib.fusion import fuse, single
 from fmnlib.losses import begin_epoch, new_memory, progressive_self_distillation
+from fmnlib.paper import grid
 from fmnlib.paper.ablation import scored
 from fmnlib.paper.compare import replicates
 from fmnlib.paper.features import last_layer_inputs
@@ -327,10 +329,24 @@ def measured(tuned: list[dict[str, Any]]) -> Iterator[list[Result]]:
         yield of_students(name, "refined", obtain(trained[name]))
 
 
+def on_cifar100() -> list[Result]:
+    """ELR in the place of cross-entropy in the first cell of the grid `cifar`."""
+    plain, ways = grid.cells("cifar")[0].config, WAYS | {"best_probs": fusion.best_epochs}
+    config = dataclasses.replace(plain, loss="elr", loss_parameters=(7.0, 0.9))
+    named = {f"elr_{way}": choose for way, choose in ways.items()}
+    return scored(obtain([config]), [0], named, item=ITEM)
+
+
 def main() -> None:
     """Measure everything, or some losses alone; write what there is after each group."""
     alone = sys.argv[1:]
-    rows = json.loads(OUT.read_text()) if alone else {"tuning": [], "results": []}
+    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if alone == ["cifar100"]:
+        rows |= {"cifar100": [dataclasses.asdict(result) for result in on_cifar100()]}
+        write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+        return
+    if not alone:
+        rows |= {"tuning": [], "results": []}
     tuned = [row for row in rows["tuning"] if row["loss"] not in alone]
     tuned += tuning(alone or GRIDS)
     results = rows["results"]
@@ -339,7 +355,7 @@ def main() -> None:
         found = [dataclasses.asdict(result) for result in group]
         again = {(row["setting"], row["method"]) for row in found}
         results = [row for row in results if (row["setting"], row["method"]) not in again] + found
-        content = {"tuning": tuned, "results": results}
+        content = rows | {"tuning": tuned, "results": results}
         write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())
         print(results[-1]["method"], flush=True)
 

@@ -193,7 +193,11 @@ def test_a_case_of_the_table_loses_what_it_says():
 def test_every_label_is_judged_by_a_network_that_was_trained_without_it(tmp_path):
     config = RunConfig(epochs=40, train_samples=203, noise="symmetric", noise_rate=0.4)
     data = load(config)
-    probs = labels.cross_validated(config, data, tmp_path)
+    probs, seconds = labels.cross_validated(config, data, tmp_path)
+    assert seconds > 0
+    (tmp_path / "fold1" / "seconds.txt").unlink()  # as if it had been killed
+    again, _ = labels.cross_validated(config, data, tmp_path)
+    np.testing.assert_array_equal(again, probs)
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     folds = [RunRecord.load(tmp_path / f"fold{n}") for n in range(labels.FOLDS)]
     given = np.sort(np.concatenate([fold.labels for fold in folds]))
