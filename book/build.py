@@ -193,8 +193,9 @@ def _execute_all(staging: Path, *, fresh: bool, seeds: Sequence[int] = ()) -> No
         own = {"seeds": list(seeds)} if "seeds" in known else {"seed": next(iter(seeds), 0)}
         execute(notebook, fresh=fresh, **(own if seeds else {}))
 
-    with ThreadPoolExecutor(1 if fresh or seeds else os.cpu_count()) as pool:
-        list(pool.map(run, _notebooks(staging)))
+    every, alone = _notebooks(staging), fresh or bool(seeds)
+    with ThreadPoolExecutor(1 if alone else os.cpu_count()) as pool:
+        list(pool.map(run, every if alone else reversed(every)))  # the last ones take longest
 
 
 def _clean(notebook: Any) -> str:
