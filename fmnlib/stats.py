@@ -283,7 +283,8 @@ def readable(setting: str) -> str:
     '40% symmetric (augmented, constant rate)'
     """
     first, *rest = setting.split("_")
-    regime = {"augmented": "augmented", "memorising": "memorising", "resnet8": "ResNet-8"}
+    regime = {"augmented": "augmented", "memorising": "memorising"}
+    regime |= {"resnet8": "ResNet-8", "elr": "run of ELR"}
     about = [regime[first]] if first in regime else []
     noise, *extra = rest if about else [first, *rest]
     kind = noise.rstrip("0123456789")

@@ -2,9 +2,12 @@
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { COLAB, HTML, ROOT } from "./site.mjs";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+const HEAVY = 1_500_000; // bytes of a page with all that it loads, as a server sends them
 
 // Violations that are not the book's to mend, each with its reason.
 const EXCUSED = [
@@ -201,4 +204,24 @@ export async function sheet(page) {
   const problems = count === 1 ? [] : [`the cheat sheet is printed on ${count} pages`];
   if (sizes.some((size) => size !== "595 x 842")) problems.push(`the cheat sheet is not on A4 but on ${sizes}`);
   return problems;
+}
+
+// What a page weighs, text compressed as every public host sends it, and when its explorer is there.
+export async function weigh(page, url) {
+  const loads = [];
+  page.on("response", (response) => loads.push(response));
+  const began = Date.now();
+  await page.goto(url, { waitUntil: "commit" });
+  const app = page.locator(".explorer-app");
+  const started = app.waitFor({ timeout: 10_000 }).then(() => Date.now() - began, () => undefined);
+  await page.waitForLoadState("load");
+  const explorer = (await app.count()) ? await started : undefined;
+  let bytes = 0;
+  for (const response of loads) {
+    const text = /text|javascript|json|svg/.test(response.headers()["content-type"]);
+    const body = await response.body();
+    bytes += text ? gzipSync(body).length : body.length;
+  }
+  const problems = bytes > HEAVY ? [`the page weighs ${Math.round(bytes / 1000)} kB`] : [];
+  return { bytes, explorer, problems };
 }

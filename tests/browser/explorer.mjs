@@ -1,10 +1,8 @@
 // What is wrong with the forgetting explorer of a page. What it should count stands in the page's own
 // data, where fmnlib wrote it.
-import { gzipSync } from "node:zlib";
 import { PATIENCE } from "./site.mjs";
 
 export const EXPLORERS = ["book/intro.html", "notebooks/00_quickstart.html"];
-const HEAVY = 1_500_000; // bytes of a page with all that it loads, as a server sends them
 export const DEAD = "the explorer does not start";
 const SMALL = { 1200: 9, 375: 7 }; // px of the smallest text, by width of the window
 
@@ -153,21 +151,6 @@ export async function scriptsOff(page) {
   if (((await picture.getAttribute("alt")) ?? "").length < 20) problems.push("the picture has no description");
   return problems;
 }
-
-// Text is sent compressed, as every public host of pages does.
-export async function weight(page, url) {
-  const loads = [];
-  page.on("response", (response) => loads.push(response));
-  await page.goto(url, { waitUntil: "load" });
-  let total = 0;
-  for (const response of loads) {
-    const text = /text|javascript|json|svg/.test(response.headers()["content-type"]);
-    const body = await response.body();
-    total += text ? gzipSync(body).length : body.length;
-  }
-  return total > HEAVY ? [`the page weighs ${Math.round(total / 1000)} kB`] : [];
-}
-
 export const VISITS = [
   [{}, explorer],
   [{}, opening],

@@ -23,6 +23,7 @@ const { address, close } = await serve();
 const browser = await chromium.launch(BROWSER);
 const failures = [];
 const captions = {};
+const weights = {};
 
 async function inContext(options, work) {
   const context = await browser.newContext(options);
@@ -57,6 +58,14 @@ async function examine(name, scheme) {
   failures.push(...problems.map((problem) => `${name} (${scheme}): ${problem}`));
 }
 
+async function weigh(name) {
+  await inContext({}, async (context) => {
+    const { problems, ...found } = await checks.weigh(await context.newPage(), `${address}/${name}`);
+    weights[name] = found;
+    failures.push(...problems.map((problem) => `${name}: ${problem}`));
+  });
+}
+
 // A check that cannot fail checks nothing: faults, put into a sound page, must each be reported.
 async function bite(faults) {
   const html = faults.map(({ fault }) => fault).join("");
@@ -84,7 +93,8 @@ async function tryApp(app, name, fault = "") {
 async function tryExplorer(name, fault) {
   const found = await tryApp(explorer, name, fault);
   const url = `${address}/${name}${fault ? `?fault=${encodeURIComponent(fault)}` : ""}`;
-  return [...found, ...(await inContext({}, async (context) => explorer.weight(await context.newPage(), url)))];
+  const { problems } = await inContext({}, async (context) => checks.weigh(await context.newPage(), url));
+  return [...found, ...problems];
 }
 
 const tryFilm = (name, fault) => tryApp(film, name, fault);
@@ -162,6 +172,7 @@ const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().lengt
 const jobs = [
   ...(pages === PAGES ? [printBook] : []), // the longest first
   bitePrint,
+  ...pages.map((name) => () => weigh(name)),
   ...pages.flatMap((name) => SCHEMES.map((scheme) => () => examine(name, scheme))),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
@@ -184,8 +195,11 @@ if (pages === PAGES) failures.push(...checks.numbering(CHAPTERS.flatMap((name) =
 
 await browser.close();
 close();
+const heaviest = Math.max(...Object.values(weights).map(({ bytes }) => bytes));
+const shows = Object.values(weights).flatMap(({ explorer: time }) => time ?? []);
 const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
+console.log(`the heaviest page: ${(heaviest / 1e6).toFixed(2)} MB; an explorer shows after ${shows.join(" and ")} ms`);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
     `${faults} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
