@@ -131,7 +131,7 @@ class RunConfig:
     keep: tuple[int, ...] = ()
     """Keep those of these epochs and of the last one instead."""
     keep_best: int = _range(0, 0)
-    """Keep at most so many, 2 or more, chosen while training: see `fmnlib.scores.covering`."""
+    """Keep at most so many, 2 or more, as `fmnlib.scores.covering` chooses by split 0."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those before 8.0."""
     seed: int = _range(0, 0, below=2**31)

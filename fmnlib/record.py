@@ -206,6 +206,9 @@ class RunRecord:
         """
         if seed < 0:
             raise InputError(f"the split's seed is {seed}; give 0 or more")
+        if seed and "keep_best" in self.provenance:  # else samples of the test half have chosen
+            chosen = "checkpoints were kept by the validation half of split 0"
+            raise InputError(f"split is {seed}, but {chosen}; leave the split at 0")
         if self.half != "all":
             raise InputError(f"this record is a {self.half} half already; split the whole record")
         if len(self.labels) < 2:

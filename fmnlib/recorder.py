@@ -125,6 +125,8 @@ class Recorder:
     def finish(self) -> None:
         """Write the record, which completes the run; an `InputError` if files differ."""
         self._check(len(self.kept))
+        source = provenance(self.device, float(self.curves["seconds"].sum()))
+        source |= {"keep_best": self.config.keep_best} if self.config.keep_best else {}
         record = RunRecord(
             labels=self.eval_labels.numpy(),
             predicted=self.predicted,
@@ -134,7 +136,7 @@ class Recorder:
             curves=self.curves,
             loss_histogram=self.histogram,
             config=self.config,
-            provenance=provenance(self.device, float(self.curves["seconds"].sum())),
+            provenance=source,
         )
         if not self.config.keep_best:
             record.save(self.folder / "record.npz", light=True)

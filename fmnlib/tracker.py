@@ -335,6 +335,7 @@ def _record(head: _Head, predicted: np.ndarray, probs: np.ndarray | None = None)
     """The record of some epochs, light where no probabilities are given."""
     named: Any = {name: getattr(head, name) for name in ("labels", "classes", "ids", "groups")}
     kept = np.arange(0 if probs is None else len(probs))
+    named |= {"provenance": {"keep_best": head.keep}} if head.keep else {}
     return RunRecord(predicted=predicted.astype(np.int32), kept=kept, probs=probs, **named)
 
 

@@ -553,6 +553,8 @@ def test_a_bounded_tracker_keeps_the_checkpoints_that_cover_the_validation_half(
     again = Tracker(tmp_path / "t", labels, start=9)  # goes on with the same bound
     again.note(np.eye(2)[np.zeros(40, int)], nn.Linear(1, 1).eval())
     assert len(list((tmp_path / "t" / "checkpoints").iterdir())) == 3
+    with pytest.raises(InputError, match="split is 2, but checkpoints were kept by .* split at 0"):
+        again.record().split(2)  # its test half would have chosen
 
 
 def test_a_bounded_tracker_that_is_noted_anew_offers_what_is_there(tmp_path):

@@ -139,6 +139,8 @@ def test_keep_best_leaves_what_covering_chooses(tmp_path):
     files = sorted(path.name for path in (tmp_path / "few" / "checkpoints").iterdir())
     assert files == [f"epoch_{epoch:04d}.safetensors" for epoch in chosen]
     fusion = knowledge_fusion(record.split(0)[0], window=0)
+    with pytest.raises(InputError, match="split is 1, but checkpoints were kept by the val"):
+        record.split(1)
     members = members_of(few, tmp_path / "few", fusion)  # a mixture finds its checkpoints
     assert distill(student_config(few, "kf", members), members, tmp_path / "student").epochs
 
