@@ -83,7 +83,7 @@ def nll(probs: Probs, labels: Labels) -> float:
     0.6931
     """
     chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(chosen.clip(1e-12, 1)).mean())
+    return float(-np.log(chosen.clip(1e-12)).mean())
 
 
 def calibration_error(probs: Probs, labels: Labels, bins: int = 15) -> float:
@@ -375,9 +375,7 @@ def paired_gain(right: Mask, baseline: Mask, level: float = 0.95, groups: Groups
         return sign * _score(delta, won, lost, samples) + z
 
     def end(sign: int) -> float:
-        if math.isinf(z) or sign * value > 1 - _EDGE:  # every sample speaks for this end
-            return float(sign)
-        if beyond(sign * (1 - _EDGE), sign) >= 0:  # very few groups
+        if beyond(sign * (1 - _EDGE), sign) >= 0:  # very few samples or groups, or all agree
             return float(sign)
         return float(brentq(beyond, value, sign * (1 - _EDGE), args=(sign,)))
 

@@ -1,6 +1,7 @@
 """The files of a run: what is written is read back, and whatever is not as written is refused."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,16 @@ from fmnlib.recorder import load_or_create
 from fmnlib.step import Parts, make_optimizer, make_scaler
 
 CONFIG = RunConfig(momentum=0.9, lr=0.1)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDWR)  # so that opening it does not wait for a writer
+    try:
+        with pytest.raises(InputError, match="pipe cannot be read .it is no file.; move it away"):
+            load_tensors(tmp_path / "pipe")
+    finally:
+        os.close(end)
 
 
 def state_of(folder, epoch):

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.diagnosis import Option, _mixtures, _wide, diagnose
+from fmnlib.diagnosis import Option, _certain, _epochs_of, _mixtures, _wide, diagnose
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
 from fmnlib.stats import Gain, mean_gain
@@ -95,6 +95,8 @@ def test_what_is_forgotten_is_found_where_it_is():
     assert found.forget.value == found.lost.value == found.fell.value == (~val.correct[-1]).mean()
     assert found.forget.low < found.forget.value < found.forget.high
     assert sorted(found.worst_classes) == [1, 3]
+    told = ", ".join(f"{c} ({found.classes['lost'][c]:.0%})" for c in found.worst_classes)
+    assert f"classes, 2 lost for certain, most of all {told}." in " ".join(str(found).split())
     assert (found.epoch, found.early_epoch, found.lost_by) == (2, 2, 6)
     assert 2 <= found.around < 6
     assert found.samples == 200
@@ -401,3 +403,18 @@ def test_a_record_that_does_not_fit_in_memory_is_diagnosed_and_fused(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "classic\n(10000, 200)\n"
+
+
+def test_mixtures_are_of_the_kept_epochs_where_these_are_four_or_more():
+    record = forgetful()
+    assert record.epochs > 6
+    for kept, expected in (([1, 2, 4, 6], [1, 2, 4, 6]), ([1, 2, 6], range(record.epochs))):
+        assert _epochs_of(record.keep(kept)).tolist() == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("gain", "certain"),
+    [((0.003, 0.001, 0.005), False), ((0.005, 0.001, 0.01), True), ((0.02, -0.001, 0.04), False)],
+)
+def test_a_gain_is_certain_above_zero_and_the_smallest_of_interest(gain, certain):
+    assert _certain(Gain(*gain)) is certain

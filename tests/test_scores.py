@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fmnlib.scores import (
+    at_chance,
     by_class,
     dip,
     forget_fraction,
@@ -104,3 +105,11 @@ def test_by_class_equals_plain_loops_and_adds_up(correct, seed):
     sizes = np.bincount(labels, minlength=CLASSES)
     total = np.nansum(shares * sizes[:, None], axis=0) / SAMPLES
     np.testing.assert_allclose(total, correct.mean(axis=1), rtol=0, atol=1e-12)
+
+
+def test_the_level_at_which_chance_is_refused_is_shared_by_the_epochs():
+    labels = np.arange(200) % 2
+    chance = np.where(np.arange(200) < 100, labels, 1 - labels)
+    better = np.where(np.arange(200) < 124, labels, 1 - labels)  # by chance once in 2,400 times
+    assert not at_chance(better[None], labels)
+    assert at_chance(np.array([chance] * 9 + [better]), labels)

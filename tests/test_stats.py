@@ -13,6 +13,7 @@ from fmnlib.stats import (
     interval,
     mean_sem,
     nll,
+    outcome,
     paired_difference,
     percent,
     summarize,
@@ -137,3 +138,7 @@ def test_tables_show_mean_error_and_cost():
     results = scores("kf", [[0.5], [0.7]]) + scores("single", [[0.4], [0.4]])
     assert table(summarize(results)).loc["kf", "40% symmetric"] == "60.0 ± 10.0"
     assert costs(results, "sym40").loc["single"].tolist() == [4.0, 2.0]
+
+
+def test_an_interval_that_ends_at_zero_is_not_clear():
+    assert outcome(-1.0, 0.0) == outcome(0.0, 1.0) == "not clear"
