@@ -5,10 +5,13 @@ import json
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from docutils import nodes
+from PIL import Image
 
 from fmnlib import fusion, scores
 
@@ -115,3 +118,19 @@ def test_no_figure_of_a_notebook_has_letters_too_small_to_read(path):
                 given = re.findall(r"(?:label|font|\b)size=(\d+)", source)
                 least = min([TICKS, *map(int, given)])
                 assert least / 72 * min(COLUMN / width, DPI) >= SMALLEST, cell["id"]
+
+
+def test_a_picture_says_how_wide_its_letters_need_it_on_a_phone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    import figures
+
+    Image.new("RGB", (10 * DPI, 20)).save(tmp_path / "wide.png")
+    builder = SimpleNamespace(images={"wide.png": "hash.png"})
+    app, tree = SimpleNamespace(srcdir=tmp_path, builder=builder), nodes.document(None, None)
+    pictures = '<img alt="A plot." src="../_images/hash.png" />', '<img src="_images/other.png">'
+    context = {"body": " ".join(pictures)}
+    figures.mark(app, "page", "page.html", context, tree)
+    marked, other = context["body"].split("> ")
+    [width] = re.findall(r'src="../_images/hash.png" style="--least: (\d+)px" /', marked)
+    assert int(width) / 10 * 9 / 72 >= 7  # px of a letter of 9 points
+    assert other == pictures[1]

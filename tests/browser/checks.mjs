@@ -134,6 +134,16 @@ export async function width(page) {
   });
 }
 
+// Pictures whose letters are too small to be read, by the least width that is written at them.
+export async function letters(page) {
+  return page.evaluate(() =>
+    [...document.querySelectorAll('figure > img[style*="--least"]')]
+      .map((image) => [image.clientWidth, Number.parseInt(image.style.getPropertyValue("--least"), 10), image.src])
+      .filter(([shown, least]) => shown < least)
+      .map(([shown, least, src]) => `letters too small: ${src.split("/").pop()} is ${shown} px wide, not ${least}`),
+  );
+}
+
 export async function accessibility(page) {
   await page.evaluate(AXE);
   const violations = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));

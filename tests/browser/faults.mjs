@@ -14,6 +14,10 @@ export const FAULTS = [
   { fault: `<img src="${PIXEL}">`, says: "image without a description" },
   { fault: `<img src="${PIXEL}" alt="../_images/plot.png, a file of the book">`, says: "image without a description" },
   { fault: `<img src="${PIXEL}" alt="${ALT}">`, says: "image without a numbered caption" },
+  {
+    fault: `<figure><img src="${PIXEL}" alt="${ALT}" style="--least: 400px; width: 100px !important"></figure>`,
+    says: "letters too small",
+  },
   { fault: "<table><tr><td>1</td></tr></table>", says: "table without a numbered caption" },
   { fault: "<h1>A second title</h1>", says: "2 headings of the first level" },
   { fault: "<p>{result}`label_noise.sym40.kf`</p>", says: "left in the text: {result}" },

@@ -44,7 +44,7 @@ async function look(name, colorScheme, fault = "") {
     for (const width of WIDTHS) {
       await page.setViewportSize({ width, height: 900 });
       await page.waitForTimeout(400); // the theme adapts what scrolls 300 ms after a change of width
-      const wrong = [...(await checks.width(page)), ...(await checks.accessibility(page))];
+      const wrong = [...(await checks.width(page)), ...(await checks.letters(page)), ...(await checks.accessibility(page))];
       unsound.push(...wrong.map((problem) => `${width} px: ${problem}`));
     }
     unsound.push(...(await checks.theme(page)));
@@ -199,7 +199,8 @@ const heaviest = Math.max(...Object.values(weights).map(({ bytes }) => bytes));
 const shows = Object.values(weights).flatMap(({ explorer: time }) => time ?? []);
 const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
-console.log(`the heaviest page: ${(heaviest / 1e6).toFixed(2)} MB; an explorer shows after ${shows.join(" and ")} ms`);
+const explorers = shows.length ? `; an explorer shows after ${shows.join(" and ")} ms` : "";
+console.log(`the heaviest page: ${(heaviest / 1e6).toFixed(2)} MB${explorers}`);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
     `${faults} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
