@@ -17,6 +17,7 @@ from fmnlib import InputError, RunConfig, RunRecord, diagnose, runs, train
 from fmnlib.config import StudentConfig
 from fmnlib.data import load
 from fmnlib.distillation import soft_target_loss
+from fmnlib.paper import grid
 from fmnlib.training import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -369,3 +370,24 @@ def test_students_of_either_kind_are_trained(tmp_path, monkeypatch, kind):
     student = runs.obtain([wrong_labels.student_of(plain[0], "refined")], workers=1)[0]
     other = runs.obtain([wrong_labels.student_of(plain[0], kind)], workers=1)[0]
     assert not np.array_equal(student.probs, other.probs)
+
+
+def test_elr_takes_the_place_of_cross_entropy_in_the_first_run_of_the_grid(tmp_path, monkeypatch):
+    few = {"epochs": 4, "train_samples": 200, "eval_samples": 100}
+    plain = RunConfig(noise="symmetric", noise_rate=0.4, seed=3, **few)
+    cell = grid.Cell(plain)
+    out = tmp_path / "out.json"
+    out.write_text('{"tuning": [1], "results": [2]}')
+    monkeypatch.setenv("FMN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(wrong_labels.grid, "cells", lambda _: [cell])
+    monkeypatch.setattr(wrong_labels, "OUT", out)
+    monkeypatch.setattr(sys, "argv", ["wrong_labels", "cifar100"])
+    wrong_labels.main()
+    written = json.loads(out.read_text())
+    assert (written["tuning"], written["results"]) == ([1], [2])
+    config = dataclasses.replace(plain, loss="elr", loss_parameters=(7.0, 0.9))
+    val, test = RunRecord.load(tmp_path / "runs" / config.id).split(0)
+    found = {row["method"]: row["accuracy"] for row in written["cifar100"]}
+    assert found["elr_single"] == test.accuracy[-1]
+    assert found["elr_early_stopping"] == test.accuracy[val.accuracy.argmax()]
+    assert len(found) == 5
