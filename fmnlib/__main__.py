@@ -353,7 +353,8 @@ def grid_of_runs(
     for option in (name for name, value in others.items() if value is not None):
         raise InputError(f"{option} is not for the engine {engine}; leave it out")
     cells = grid.cells(name)
-    published = grid.published(out) if out is not None else {}
+    written = grid.published(out) if out is not None else {}
+    published = {name for name, cell in written.items() if cell.get("whole", True)}
     try:
         if not status:
             left = [cell for cell in cells if cell.id not in published]

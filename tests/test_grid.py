@@ -171,6 +171,28 @@ def test_what_another_machine_published_stays_and_is_not_made_again(
     assert content[tiny[0].id] == elsewhere[tiny[0].id]
 
 
+def test_a_cell_without_its_independent_networks_is_published_and_made_whole_later(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(grid, "cells", lambda name: tiny[:1])
+    work(tiny[:1], device="cpu", workers=1)
+    [last] = [path for path in runs.root().glob("*-s2000-*") if path.is_dir()]
+    last.rename(tmp_path / "not yet")
+    assert publish(tiny, tmp_path) == 1
+    part = published(tmp_path)[tiny[0].id]
+    assert not part["whole"]
+    command = ["grid", "tiny", "--workers", "1", "--json", "--out", str(tmp_path)]
+    app([*command, "--status"], result_action="return_value")
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)]
+    assert states == ["done"] * 5 + ["left"]
+    app(command, result_action="return_value")
+    whole = published(tmp_path)[tiny[0].id]
+    assert whole["whole"]
+    alone = [row for row in whole["results"] if row["method"] != "independent"]
+    assert len(alone) == len(whole["results"]) - 1
+    assert alone == part["results"]
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"cells": '])
 def test_damaged_results_are_refused_before_the_work(tiny, tmp_path, content):
     (tmp_path / "results.json").write_text(content)

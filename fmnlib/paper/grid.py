@@ -163,23 +163,28 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
 def publish(every: Sequence[Cell], target: Path) -> int:
     """Write scores and light records of the cells that are complete here; return their number.
 
-    Cells that were published before, by another machine perhaps, stay as they are, and count. The
-    target is a folder for `results.json`, `records/` and, of the first seed, `forgotten/`.
+    A cell that lacks only its further independent networks is written without their ensemble, and
+    is not whole. Cells that were published before, by another machine perhaps, stay as they are,
+    and count. The target is a folder for `results.json`, `records/` and, of the first seed,
+    `forgotten/`.
     """
     content = published(target)
     for cell in every:
-        if not all(job and runs.complete(job.config) for _, job in _jobs(cell)):
+        made = [job is not None and runs.complete(job.config) for _, job in _jobs(cell)]
+        whole = all(made)
+        if not whole and (cell.wider or cell.id in content or not all(made[: 1 - _MEMBERS])):
             continue
         item = f"{cell.config.dataset}-{cell.config.model}"
         options: dict[str, Any] = {"item": item, "splits": (_SPLIT,), "fresh": True}
         record = RunRecord.load(runs.folder(cell.config))
-        found: dict[str, Any] = {"provenance": dict(record.provenance)}
+        found: dict[str, Any] = {"provenance": dict(record.provenance), "whole": whole}
         if cell.wider:
             results = compare.compare_protocols([cell.config], **options)
             results += compare.compare_students([cell.config], members=_MEMBERS, **options)
         else:
-            options |= {"members": _MEMBERS, "teacher_views": cell.teacher_views}
+            options |= {"members": _MEMBERS if whole else 1, "teacher_views": cell.teacher_views}
             results = compare.compare([cell.config], **options)
+            results = [r for r in results if whole or r.method != "independent"]
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
             found["kf_weights"] = knowledge_fusion(record.split(_SPLIT)[0]).weights.tolist()
             if cell.config.seed == every[0].config.seed:  # the images are to be seen, not counted
