@@ -340,7 +340,8 @@ def on_cifar100() -> list[Result]:
 def main() -> None:
     """Measure everything, or some losses alone; write what there is after each group."""
     alone = sys.argv[1:]
-    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+    rows: dict[str, list[Any]] = {"tuning": [], "results": []}
+    rows |= json.loads(OUT.read_text()) if OUT.exists() else {}
     if alone == ["cifar100"]:
         rows |= {"cifar100": [dataclasses.asdict(result) for result in on_cifar100()]}
         write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
