@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from book import build as book
 from fmnlib import InputError
@@ -259,3 +260,22 @@ def test_a_comparison_is_a_verb_that_follows_its_interval(monkeypatch):
     }
     for ends, verb in words.items():
         assert WORDS["versus"](ends, outcome(*ends[1:])) == verb
+
+
+def test_a_figure_of_few_colours_becomes_smaller_and_a_photograph_stays(tmp_path):
+    def png(pixels):
+        Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", dpi=(180, 180))
+        return file.getvalue()
+
+    ramp = np.linspace(0, 255, 300).astype(np.uint8)
+    lines = np.full((200, 300, 4), 255, np.uint8)
+    lines[90:110, :, :3] = np.stack([ramp // 40 * 40, 0 * ramp, 255 - ramp // 40 * 40], 1)
+    small = book.with_few_colours(png(lines))
+    assert len(small) < len(png(lines))
+    with Image.open(io.BytesIO(small)) as image:
+        np.testing.assert_array_equal(image.convert("RGBA"), lines)
+        assert image.info["dpi"] == pytest.approx((180, 180), abs=0.1)
+    photograph = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    assert book.with_few_colours(png(photograph)) == png(photograph)
+    lines[:10, :, 3] = 0  # what shows through would be lost
+    assert book.with_few_colours(png(lines)) == png(lines)

@@ -195,12 +195,12 @@ if (pages === PAGES) failures.push(...checks.numbering(CHAPTERS.flatMap((name) =
 
 await browser.close();
 close();
-const heaviest = Math.max(...Object.values(weights).map(({ bytes }) => bytes));
+const [heaviest, { bytes: heavy }] = Object.entries(weights).sort(([, a], [, b]) => b.bytes - a.bytes)[0];
 const shows = Object.values(weights).flatMap(({ explorer: time }) => time ?? []);
 const seconds = Math.round((Date.now() - began) / 1000);
 for (const failure of [...new Set(failures)].sort()) console.error(failure);
 const explorers = shows.length ? `; an explorer shows after ${shows.join(" and ")} ms` : "";
-console.log(`the heaviest page: ${(heaviest / 1e6).toFixed(2)} MB${explorers}`);
+console.log(`the heaviest page, ${heaviest}: ${(heavy / 1e6).toFixed(2)} MB${explorers}`);
 console.log(
   `${pages.length} pages, ${SCHEMES.length} colour schemes, ${WIDTHS.length} widths, ` +
     `${faults} deliberate faults, ${count} visits: ${new Set(failures).size} problems in ${seconds} s`,
