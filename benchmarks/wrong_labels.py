@@ -337,27 +337,28 @@ def on_cifar100() -> list[Result]:
     return scored(obtain([config]), [0], named, item=ITEM)
 
 
+def write(rows: dict[str, Any]) -> None:
+    """Write all that is measured."""
+    write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+
+
 def main() -> None:
     """Measure everything, or some losses alone; write what there is after each group."""
     alone = sys.argv[1:]
-    rows: dict[str, list[Any]] = {"tuning": [], "results": []}
-    rows |= json.loads(OUT.read_text()) if OUT.exists() else {}
+    rows = {"tuning": [], "results": []} | (json.loads(OUT.read_text()) if OUT.exists() else {})
     if alone == ["cifar100"]:
-        rows |= {"cifar100": [dataclasses.asdict(result) for result in on_cifar100()]}
-        write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+        rows["cifar100"] = [dataclasses.asdict(result) for result in on_cifar100()]
+        write(rows)
         return
-    if not alone:
-        rows |= {"tuning": [], "results": []}
-    tuned = [row for row in rows["tuning"] if row["loss"] not in alone]
+    tuned = [row for row in rows["tuning"] if alone and row["loss"] not in alone]
     tuned += tuning(alone or GRIDS)
-    results = rows["results"]
+    results = rows["results"] if alone else []
     groups = (in_every_way(loss, jobs_of(loss, chosen(tuned, loss), SEEDS)) for loss in alone)
     for group in groups if alone else measured(tuned):
         found = [dataclasses.asdict(result) for result in group]
         again = {(row["setting"], row["method"]) for row in found}
         results = [row for row in results if (row["setting"], row["method"]) not in again] + found
-        content = rows | {"tuning": tuned, "results": results}
-        write_whole(OUT, f"{json.dumps(content, indent=1)}\n".encode())
+        write(rows | {"tuning": tuned, "results": results})
         print(results[-1]["method"], flush=True)
 
 

@@ -259,15 +259,10 @@ def _epochs(
         right = (world.all_reduce(step.right.long()) > 0).cpu()
         logits, now = logits.cpu(), time.monotonic()  # when a GPU has done what was asked of it
         outputs = EpochOutputs(logits, losses, right, lr, now - before)
-        left = (config.epochs - epoch - 1) * (now - before)
-        if (
-            recorder is not None
-            and not epochs.disable
-            and epoch == epochs.initial
-            and left > _LONG
-        ):
-            tqdm.write(_forecast(left, recorder.disk, data.device), sys.stderr)
         if recorder is not None:
+            left = (config.epochs - epoch - 1) * (now - before)
+            if left > _LONG and not epochs.disable and epoch == epochs.initial:
+                tqdm.write(_forecast(left, recorder.disk, data.device), sys.stderr)
             background.do(recorder.writing(epoch, outputs, checkpoint.snapshot(parts)))
         late = world.broadcast(float(2 * now - before > deadline))  # each has its own clock
         if late and epoch + 1 < config.epochs:

@@ -124,7 +124,7 @@ def test_a_picture_says_how_wide_its_letters_need_it_on_a_phone(tmp_path, monkey
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     import figures
 
-    Image.new("RGB", (10 * DPI, 20)).save(tmp_path / "wide.png")
+    Image.new("RGB", (10 * DPI, 20)).save(tmp_path / "wide.png", dpi=(DPI, DPI))
     builder = SimpleNamespace(images={"wide.png": "hash.png"})
     app, tree = SimpleNamespace(srcdir=tmp_path, builder=builder), nodes.document(None, None)
     pictures = '<img alt="A plot." src="../_images/hash.png" />', '<img src="_images/other.png">'

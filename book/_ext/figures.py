@@ -12,14 +12,13 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 
-DPI = 180  # of the notebooks' figures, as `fmnlib.plots.set_theme` sets it
 LEAST = 56  # px an inch: letters of 9 points are 7 px high
 
 
 @cache
 def least(picture: Path) -> int:
     with Image.open(picture) as image:
-        return round(image.width / DPI * LEAST)
+        return round(image.width / image.info.get("dpi", (72, 72))[0] * LEAST)
 
 
 def mark(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:

@@ -171,8 +171,8 @@ def publish(every: Sequence[Cell], target: Path) -> int:
     content = published(target)
     for cell in every:
         made = [job is not None and runs.complete(job.config) for _, job in _jobs(cell)]
-        whole = all(made)
-        if not whole and (cell.wider or cell.id in content or not all(made[: 1 - _MEMBERS])):
+        whole, further = all(made), _MEMBERS - 1  # the further networks are a cell's last jobs
+        if not whole and (cell.wider or cell.id in content or not all(made[:-further])):
             continue
         item = f"{cell.config.dataset}-{cell.config.model}"
         options: dict[str, Any] = {"item": item, "splits": (_SPLIT,), "fresh": True}

@@ -151,6 +151,7 @@ export async function scriptsOff(page) {
   if (((await picture.getAttribute("alt")) ?? "").length < 20) problems.push("the picture has no description");
   return problems;
 }
+
 export const VISITS = [
   [{}, explorer],
   [{}, opening],

@@ -92,7 +92,8 @@ async function tryApp(app, name, fault = "") {
 
 async function tryExplorer(name, fault) {
   const found = await tryApp(explorer, name, fault);
-  const url = `${address}/${name}${fault ? `?fault=${encodeURIComponent(fault)}` : ""}`;
+  if (!fault) return found; // its weight is that of the page, which `weigh` looks at
+  const url = `${address}/${name}?fault=${encodeURIComponent(fault)}`;
   const { problems } = await inContext({}, async (context) => checks.weigh(await context.newPage(), url));
   return [...found, ...problems];
 }
