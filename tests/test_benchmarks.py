@@ -197,8 +197,11 @@ def test_every_label_is_judged_by_a_network_that_was_trained_without_it(tmp_path
     probs, seconds = labels.cross_validated(config, data, tmp_path)
     assert seconds > 0
     (tmp_path / "fold1" / "seconds.txt").unlink()  # as if it had been killed
+    written = [(tmp_path / f"fold{n}" / "record.npz").stat().st_mtime_ns for n in range(2)]
     again, _ = labels.cross_validated(config, data, tmp_path)
     np.testing.assert_array_equal(again, probs)
+    anew = [(tmp_path / f"fold{n}" / "record.npz").stat().st_mtime_ns for n in range(2)]
+    assert [old == new for old, new in zip(written, anew)] == [True, False]
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     folds = [RunRecord.load(tmp_path / f"fold{n}") for n in range(labels.FOLDS)]
     given = np.sort(np.concatenate([fold.labels for fold in folds]))
@@ -348,12 +351,13 @@ def test_a_loss_is_measured_alone_and_the_rest_is_kept(tmp_path, monkeypatch):
     old = {"setting": "augmented_sym40", "accuracy": -1}
     results = [old | {"method": m} for m in ("elr_single", "coverage_single")]
     tuned = [old | {"loss": loss, "parameters": [0.1]} for loss in ("elr", "coverage")]
-    out.write_text(json.dumps({"results": results, "tuning": tuned}))
+    other = {"cifar100": [old | {"method": "elr_kf"}]}
+    out.write_text(json.dumps({"results": results, "tuning": tuned} | other))
     monkeypatch.setattr(sys, "argv", ["wrong_labels", "coverage"])
     wrong_labels.main()
     content = json.loads(out.read_text())
     stale = [row for part in content.values() for row in part if row["accuracy"] == -1]
-    assert [row.get("method", row.get("loss")) for row in stale] == ["elr", "elr_single"]
+    assert [row.get("method", row.get("loss")) for row in stale] == ["elr", "elr_single", "elr_kf"]
     methods = [row["method"] for row in content["results"] if row["accuracy"] != -1]
     assert sorted({*methods}) == sorted(f"coverage_{way}" for way in wrong_labels.WAYS)
     assert len(methods) == 2 * len(wrong_labels.WAYS)

@@ -277,5 +277,8 @@ def test_a_figure_of_few_colours_becomes_smaller_and_a_photograph_stays(tmp_path
         assert image.info["dpi"] == pytest.approx((180, 180), abs=0.1)
     photograph = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     assert book.with_few_colours(png(photograph)) == png(photograph)
+    sky = np.stack([np.tile(ramp, (200, 1)), np.tile(ramp[:200, None], 300), lines[..., 2]], 2)
+    sky |= photograph & 3  # with grain, so that few colours would take less
+    assert book.with_few_colours(png(sky)) == png(sky)  # in few colours it would have bands
     lines[:10, :, 3] = 0  # what shows through would be lost
     assert book.with_few_colours(png(lines)) == png(lines)

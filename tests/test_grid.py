@@ -159,6 +159,8 @@ def test_what_another_machine_published_stays_and_is_not_made_again(
     work(tiny[:1], device="cpu", workers=1)
     assert publish(tiny, tmp_path) == 1
     elsewhere = published(tmp_path)
+    assert elsewhere[tiny[0].id].pop("whole")  # older versions wrote whole cells alone, unsaid
+    (tmp_path / "results.json").write_text(json.dumps({"cells": elsewhere}))
     monkeypatch.setenv("FMN_RUNS", str(tmp_path / "another-machine"))
     app([*command, str(tmp_path), "--status"], result_action="return_value")
     states = [row["state"] for row in json.loads(capsys.readouterr().out)]
@@ -176,8 +178,11 @@ def test_a_cell_without_its_independent_networks_is_published_and_made_whole_lat
 ):
     monkeypatch.setattr(grid, "cells", lambda name: tiny[:1])
     work(tiny[:1], device="cpu", workers=1)
-    [last] = [path for path in runs.root().glob("*-s2000-*") if path.is_dir()]
+    [last], [student] = (list(runs.root().glob(name)) for name in ("*-s2000-*", "*-kf-*"))
     last.rename(tmp_path / "not yet")
+    student.rename(tmp_path / "student")
+    assert publish(tiny, tmp_path) == 0
+    (tmp_path / "student").rename(student)
     assert publish(tiny, tmp_path) == 1
     part = published(tmp_path)[tiny[0].id]
     assert not part["whole"]
@@ -191,6 +196,9 @@ def test_a_cell_without_its_independent_networks_is_published_and_made_whole_lat
     alone = [row for row in whole["results"] if row["method"] != "independent"]
     assert len(alone) == len(whole["results"]) - 1
     assert alone == part["results"]
+    last.rename(tmp_path / "gone")
+    assert publish(tiny, tmp_path) == 1
+    assert published(tmp_path)[tiny[0].id] == whole  # a part takes the place of nothing
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"cells": '])

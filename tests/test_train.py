@@ -138,6 +138,7 @@ def test_keep_best_leaves_what_covering_chooses(tmp_path):
     np.testing.assert_array_equal(record.probs, whole.probs[chosen])
     files = sorted(path.name for path in (tmp_path / "few" / "checkpoints").iterdir())
     assert files == [f"epoch_{epoch:04d}.safetensors" for epoch in chosen]
+    assert not (tmp_path / "few" / "probs.npy").exists()  # which held all nine epochs
     fusion = knowledge_fusion(record.split(0)[0], window=0)
     with pytest.raises(InputError, match="split is 1, but checkpoints were kept by the val"):
         record.split(1)
@@ -214,16 +215,21 @@ def test_a_run_that_the_disk_does_not_hold_is_refused_before_it_trains(tmp_path)
     assert not (tmp_path / "probs.npy").exists()
 
 
-def test_a_long_run_says_after_its_first_epoch_what_it_takes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_long_run_says_after_its_first_epoch_what_it_takes(tmp_path, monkeypatch, capsys, keep):
+    config = dataclasses.replace(SMALL, keep_best=keep)
     monkeypatch.setattr(training, "_LONG", 0)
     forecast, seen = training._forecast, []
     monkeypatch.setattr(training, "_forecast", lambda *a: (seen.append(a), forecast(*a))[1])
-    train(SMALL, tmp_path, device="cpu")
+    run(config, tmp_path / "quiet")
+    train(dataclasses.replace(config, epochs=1), tmp_path / "one", device="cpu")  # none is left
+    assert not seen
+    train(config, tmp_path / "told", device="cpu")
     [(seconds, disk, device)] = seen
     assert capsys.readouterr().err.count(forecast(seconds, disk, device)[:25]) == 1
     assert 0 < seconds < 600
     weights = sum(t.nbytes for t in build_model(SMALL, load(SMALL)).state_dict().values())
-    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    written = sum(p.stat().st_size for p in (tmp_path / "told").rglob("*") if p.is_file())
     assert disk == pytest.approx(written + 6 * weights, rel=0.05)  # its two states are gone
     told = forecast(1234.0, 1_260_000_000, device)
     assert re.fullmatch(r"about 21 minutes more, 1.26 GB on the disk, \d+\.\d GB of memory", told)
