@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,18 +42,27 @@ TRAINING = """
 """.split()
 
 
-def build(*, cached: bool = False, update: bool = False, seeds: Sequence[int] = ()) -> Path:
-    """Run every notebook, build the book, and return the path of its first page.
+def build(
+    *,
+    cached: bool = False,
+    update: bool = False,
+    rerun: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> Path:
+    """Run the notebooks, build the book, and return the path of its first page.
 
     Args:
-        cached: Compute from the committed records instead of training the quick runs anew.
+        cached: Run none: the committed outputs, which `make test` computes again and compares.
         update: Train anew, then bring the committed records, the notebooks' outputs and the
             published numbers of the working tree up to date.
+        rerun: Run these notebooks alone, by the beginning of their names, from the committed
+            records, and bring their outputs and numbers in the working tree up to date.
         seeds: Training seeds in place of each notebook's own; the committed records have none of
             other seeds, so that these are trained.
 
     Raises:
-        InputError: If this is no checkout of the repository, or a notebook or the build fails.
+        InputError: If this is no checkout of the repository, a notebook or the build fails, or
+            no notebook has such a name.
     """
     staging = stage(REPOSITORY / "_build" / "staging")
     fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}"
@@ -64,12 +72,15 @@ def build(*, cached: bool = False, update: bool = False, seeds: Sequence[int] = 
         _commit_records(fresh_runs, runs.REFERENCE)
         staging = stage(staging)
     with _environment(FMN_RUNS=str(fresh_runs)):
-        fresh = not cached and not update
-        _execute_all(staging, fresh=fresh, seeds=seeds)
-        for moving in (explorer, film):  # of runs that the notebooks made
-            moving.write(staging, fresh=fresh and not seeds)
+        if rerun:
+            for notebook in _named(staging, rerun):
+                execute(notebook)
+        elif not cached:
+            _execute_all(staging, fresh=not update, seeds=seeds)
+            for moving in (explorer, film):  # of runs that the notebooks made
+                moving.write(staging, fresh=not update and not seeds)
     gather(staging)
-    if update:
+    if update or rerun:
         for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
             shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
         summary = json.loads((staging / "results" / "summary.json").read_text())
@@ -188,19 +199,15 @@ def render(staging: Path, output: Path) -> Path:
 
 
 def _execute_all(staging: Path, *, fresh: bool, seeds: Sequence[int] = ()) -> None:
-    """Training fills the cores by itself; without it, a notebook runs on each of them."""
     import papermill
 
-    def run(notebook: Path) -> None:
+    for notebook in _notebooks(staging):
         known = papermill.inspect_notebook(notebook)
         if "results" in known:  # of a grid, whose runs take hours
-            return execute(notebook)
-        own = {"seeds": list(seeds)} if "seeds" in known else {"seed": next(iter(seeds), 0)}
-        execute(notebook, fresh=fresh, **(own if seeds else {}))
-
-    every, alone = _notebooks(staging), fresh or bool(seeds)
-    with ThreadPoolExecutor(1 if alone else os.cpu_count()) as pool:
-        list(pool.map(run, every if alone else reversed(every)))  # the last ones take longest
+            execute(notebook)
+        else:
+            own = {"seeds": list(seeds)} if "seeds" in known else {"seed": next(iter(seeds), 0)}
+            execute(notebook, fresh=fresh, **(own if seeds else {}))
 
 
 def _clean(notebook: Any) -> str:
@@ -258,6 +265,16 @@ def _commit_records(source: Path, target: Path) -> None:
 
 def _notebooks(staging: Path) -> list[Path]:
     return sorted((staging / "notebooks").glob("*.ipynb"))
+
+
+def _named(staging: Path, beginnings: Sequence[str]) -> list[Path]:
+    every = _notebooks(staging)
+    for name in beginnings:
+        if not any(path.stem.startswith(name) for path in every):
+            raise InputError(
+                f"no notebook begins with {name!r}; there are {every[0].stem} to {every[-1].stem}"
+            )
+    return [path for path in every if path.stem.startswith(tuple(beginnings))]
 
 
 def _fingerprint() -> str:

@@ -376,14 +376,16 @@ def book(
     *,
     cached: bool = False,
     update: bool = False,
+    rerun: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
     as_json: Json = False,
 ) -> None:
-    """Run every notebook and build the book; print the path of its first page.
+    """Train, run every notebook, build the book; print the path of its first page.
 
     Args:
-        cached: Compute from the committed records instead of training anew.
-        update: Train anew and bring the committed records, outputs and numbers up to date.
+        cached: Build it from the committed outputs, and run nothing.
+        update: Bring the committed records, outputs and numbers up to date.
+        rerun: Run these notebooks alone, such as 05, and bring their outputs up to date.
         seeds: Training seeds of every notebook in place of its own, to see what holds for others.
         as_json: Print JSON.
     """
@@ -392,7 +394,7 @@ def book(
         raise InputError("there is no book here; run from a clone of the repository")
     sys.path.insert(0, str(root))
     build = importlib.import_module("book.build").build
-    page = str(build(cached=cached, update=update, seeds=seeds))
+    page = str(build(cached=cached, update=update, rerun=rerun, seeds=seeds))
     print(json.dumps({"page": page}) if as_json else page)
 
 

@@ -80,6 +80,29 @@ def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
     assert (tmp_path / "results" / "figures" / "all.png").read_bytes() == bytes(3)
 
 
+def test_the_committed_numbers_are_those_of_the_committed_outputs(tmp_path):
+    staging = book.stage(tmp_path / "staging")
+    for name in ("summary.json", "provenance.json"):
+        (staging / "results" / name).unlink()
+    shutil.rmtree(staging / "results" / "figures")
+    book.gather(staging)
+    for path in (staging / "results").rglob("*.*"):
+        committed = ROOT / "results" / path.relative_to(staging / "results")
+        assert path.read_bytes() == committed.read_bytes(), path.name
+    figures = {path.name for path in (ROOT / "results" / "figures").iterdir()}
+    assert figures == {path.name for path in (staging / "results" / "figures").iterdir()}
+
+
+def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):
+    staging = book.stage(tmp_path / "staging")
+    assert [path.stem for path in book._named(staging, ["05", "00"])] == [
+        "00_quickstart",
+        "05_clean_data",
+    ]
+    with pytest.raises(InputError, match="no notebook begins with '99'; there are 00_quick"):
+        book._named(staging, ["05", "99"])
+
+
 def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
     copy = Path(shutil.copy(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path))
     before = copy.read_bytes()
