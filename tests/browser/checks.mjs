@@ -19,16 +19,18 @@ const EXCUSED = [
   { selector: ".theme-switch-button, .search-button__button, summary", rules: ["label-content-name-mismatch"] },
 ];
 
-// Opens a page and notes what goes wrong while it loads.
+// Opens a page, and notes what it loads and what goes wrong meanwhile.
 export async function open(context, url) {
   const page = await context.newPage();
   const problems = [];
+  const loads = [];
   const host = new URL(url).host;
   page.on("request", (request) => {
     const { protocol, host: asked } = new URL(request.url());
     if (protocol.startsWith("http") && asked !== host) problems.push(`asks another host: ${request.url()}`);
   });
   page.on("response", (response) => {
+    loads.push(response);
     if (response.status() >= 400) problems.push(`${response.status()} for ${response.url()}`);
   });
   page.on("pageerror", (error) => problems.push(`error in a script: ${error.message}`));
@@ -37,7 +39,7 @@ export async function open(context, url) {
   });
   await page.goto(url, { waitUntil: "load" });
   await page.evaluate(() => window.MathJax?.startup?.promise);
-  return { page, problems };
+  return { page, problems, loads };
 }
 
 // What does not depend on colours or width.
@@ -144,9 +146,15 @@ export async function letters(page) {
   );
 }
 
-export async function accessibility(page) {
+const CONTRAST = "color-contrast"; // takes longer than all other rules together
+
+// By all rules, by those of contrast alone, or by the others.
+export async function accessibility(page, { contrast = true, others = true } = {}) {
   await page.evaluate(AXE);
-  const violations = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  const options = { resultTypes: ["violations"] };
+  if (!others) options.runOnly = [CONTRAST];
+  if (!contrast) options.rules = { [CONTRAST]: { enabled: false } };
+  const violations = await page.evaluate((words) => window.axe.run(document, words), options);
   const problems = [];
   for (const { id, impact, nodes } of violations.violations) {
     if (impact !== "serious" && impact !== "critical") continue;
@@ -216,16 +224,8 @@ export async function sheet(page) {
   return problems;
 }
 
-// What a page weighs, text compressed as every public host sends it, and when its explorer is there.
-export async function weigh(page, url) {
-  const loads = [];
-  page.on("response", (response) => loads.push(response));
-  const began = Date.now();
-  await page.goto(url, { waitUntil: "commit" });
-  const app = page.locator(".explorer-app");
-  const started = app.waitFor({ timeout: 10_000 }).then(() => Date.now() - began, () => undefined);
-  await page.waitForLoadState("load");
-  const explorer = (await app.count()) ? await started : undefined;
+// What a page loaded, in bytes, text compressed as every public host sends it.
+export async function weight(loads) {
   let bytes = 0;
   for (const response of loads) {
     const text = /text|javascript|json|svg/.test(response.headers()["content-type"]);
@@ -233,5 +233,13 @@ export async function weigh(page, url) {
     bytes += text ? gzipSync(body).length : body.length;
   }
   const problems = bytes > HEAVY ? [`the page weighs ${Math.round(bytes / 1000)} kB`] : [];
-  return { bytes, explorer, problems };
+  return { bytes, problems };
+}
+
+// How many milliseconds after its first byte a page's explorer is there.
+export async function wait(page, url) {
+  await page.goto(url, { waitUntil: "commit" });
+  const began = Date.now();
+  await page.locator(".explorer-app").waitFor({ timeout: 10_000 });
+  return Date.now() - began;
 }

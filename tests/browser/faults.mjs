@@ -4,6 +4,7 @@ import { DEAD } from "./explorer.mjs";
 import { DEAD as DARK } from "./film.mjs";
 import { COLAB } from "./site.mjs";
 
+const MATHJAX = "/_static/mathjax/tex-chtml.js";
 const ALT = "A description that is long enough for anybody.";
 const PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==";
 
@@ -35,6 +36,10 @@ export const FAULTS = [
   { fault: "<p style='width: 2000px'>wide</p>", says: "1280 px: scrolls sideways" },
   { fault: "<p style='width: 400px'>wide for a phone</p>", says: "375 px: scrolls sideways", alone: true },
   { fault: "<p style='color: #ccc; background: #fff'>Pale text that nobody can read.</p>", says: "color-contrast" },
+  {
+    fault: "<style>[data-theme=dark] .night { color: #333 !important }</style><p class='night'>Dark text at night.</p>",
+    says: "dark: serious, color-contrast",
+  },
   { fault: "<p><button></button></p>", says: "button-name" },
   { fault: "<img src='http://example.org/tracker.png' alt=''>", says: "asks another host: http://example.org" },
   {
@@ -42,6 +47,7 @@ export const FAULTS = [
     says: "no button for the theme",
     alone: true,
   },
+  { fault: [1, 2, 3, 4].map((n) => `<script src="${MATHJAX}?${n}"></script>`).join(""), says: "the page weighs", alone: true },
   { fault: "<p><span class='caption-number'>Fig. 7 </span></p>", says: "Fig. 7 stands where Fig. 1 should" },
   {
     fault: "<p><span class='caption-number'>Fig. 1 </span><span class='caption-number'>Fig. 1 </span></p>",
@@ -55,7 +61,6 @@ const before = (script) => `<script>${script}</script>`;
 const after = (script) => before(`addEventListener("DOMContentLoaded", () => { ${script} })`);
 const data = (change) =>
   before(`let given; Object.defineProperty(window, "fmnExplorer", { get: () => given, set(d) { ${change}; given = d } })`);
-const MATHJAX = "/_static/mathjax/tex-chtml.js";
 
 // The same for the forgetting explorer.
 export const EXPLORER_FAULTS = [
@@ -73,7 +78,6 @@ export const EXPLORER_FAULTS = [
   { fault: "<style>.explorer .explorer-app[hidden] { display: block !important }</style>", says: "controls that do nothing" },
   { fault: "<style>.explorer button[hidden] { display: block !important }</style>", says: "although motion is to be reduced" },
   { fault: before("IntersectionObserver.prototype.observe = () => {}"), says: "nothing is mixed in by itself" },
-  { fault: [1, 2, 3, 4].map((n) => `<script src="${MATHJAX}?${n}"></script>`).join(""), says: "the page weighs", alone: true },
 ];
 
 const reel = (change) =>
