@@ -5,6 +5,7 @@ The command is `fmn book`.
 """
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from PIL import Image
 
 from book import explorer, film
 from fmnlib import runs
-from fmnlib.config import InputError
+from fmnlib.config import InputError, RunConfig
 from fmnlib.files import write_whole
 from fmnlib.paper.publish import collect
 from fmnlib.plots import METHODS
@@ -44,19 +46,21 @@ TRAINING = """
 
 def build(
     *,
+    fresh: bool = False,
     cached: bool = False,
     update: bool = False,
     rerun: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Path:
-    """Run the notebooks, build the book, and return the path of its first page.
+    """Run every notebook from the committed records, build the book; the path of its first page.
 
     Args:
-        cached: Run none: the committed outputs, which `make test` computes again and compares.
+        fresh: Train every network of the quick profile anew instead.
+        cached: Run nothing: the committed outputs, which `make test` computes again and compares.
         update: Train anew, then bring the committed records, the notebooks' outputs and the
             published numbers of the working tree up to date.
-        rerun: Run these notebooks alone, by the beginning of their names, from the committed
-            records, and bring their outputs and numbers in the working tree up to date.
+        rerun: Run these notebooks alone, by the beginning of their names, and bring their outputs
+            and numbers in the working tree up to date.
         seeds: Training seeds in place of each notebook's own; the committed records have none of
             other seeds, so that these are trained.
 
@@ -65,6 +69,8 @@ def build(
             no notebook has such a name.
     """
     staging = stage(REPOSITORY / "_build" / "staging")
+    if fresh or update or seeds:
+        print(forecast(), file=sys.stderr)
     fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}"
     if update:
         with _environment(FMN_RUNS=str(fresh_runs)):
@@ -76,9 +82,9 @@ def build(
             for notebook in _named(staging, rerun):
                 execute(notebook)
         elif not cached:
-            _execute_all(staging, fresh=not update, seeds=seeds)
+            _execute_all(staging, fresh=fresh, seeds=seeds)
             for moving in (explorer, film):  # of runs that the notebooks made
-                moving.write(staging, fresh=not update and not seeds)
+                moving.write(staging, fresh=fresh and not seeds)
     gather(staging)
     if update or rerun:
         for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
@@ -87,6 +93,27 @@ def build(
         readme = REPOSITORY / "README.md"
         write_whole(readme, readme_with(summary, readme.read_text()).encode())
     return render(staging, REPOSITORY)
+
+
+def forecast() -> str:
+    """How long it takes to train every network of the quick profile here, from a short training.
+
+    As many as there are cores are trained side by side, for a sixth of their epochs.
+    """
+    committed = [RunRecord.load(path) for path in sorted(runs.REFERENCE.glob("*.npz"))]
+    seconds = sum(float(record.provenance["seconds"]) for record in committed)
+    config = RunConfig.of_profile("quick")
+    known = next(record for record in committed if record.config == config)
+    places, part = runs.local_places("auto"), known.epochs // 6
+    some = [dataclasses.replace(config, epochs=part, seed=n) for n in range(len(places))]
+    with tempfile.TemporaryDirectory() as folder, _environment(FMN_RUNS=folder):
+        made = runs.obtain(some, fresh=True, progress=False)
+    here = np.mean([float(r.provenance["seconds"]) for r in made]) / part
+    there = float(known.provenance["seconds"]) / known.epochs
+    minutes = seconds * here / there / len(places) / 60
+    return (
+        f"training {len(committed)} networks, {len(places)} at a time: about {minutes:.0f} minutes"
+    )
 
 
 def stage(staging: Path) -> Path:

@@ -374,17 +374,19 @@ def grid_of_runs(
 @app.command
 def book(
     *,
+    fresh: bool = False,
     cached: bool = False,
     update: bool = False,
     rerun: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
     as_json: Json = False,
 ) -> None:
-    """Train, run every notebook, build the book; print the path of its first page.
+    """Run every notebook from the committed records, build the book; print its first page.
 
     Args:
+        fresh: Train every small network anew instead; say first how long that takes.
         cached: Build it from the committed outputs, and run nothing.
-        update: Bring the committed records, outputs and numbers up to date.
+        update: Train anew, and bring the committed records, outputs and numbers up to date.
         rerun: Run these notebooks alone, such as 05, and bring their outputs up to date.
         seeds: Training seeds of every notebook in place of its own, to see what holds for others.
         as_json: Print JSON.
@@ -394,7 +396,7 @@ def book(
         raise InputError("there is no book here; run from a clone of the repository")
     sys.path.insert(0, str(root))
     build = importlib.import_module("book.build").build
-    page = str(build(cached=cached, update=update, rerun=rerun, seeds=seeds))
+    page = str(build(fresh=fresh, cached=cached, update=update, rerun=rerun, seeds=seeds))
     print(json.dumps({"page": page}) if as_json else page)
 
 

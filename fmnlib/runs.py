@@ -208,7 +208,7 @@ def make_all(
         return done
 
     try:
-        follow(jobs, submit, places, progress and not alone)
+        follow(jobs, submit, places, progress)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -304,6 +304,7 @@ def follow(
     held, idle = set[str](), list(places)  # by other processes; by nobody
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:
+            bar.total = bar.n + len(todo)  # some are known when others are there
             left = {job.config.id for job in todo}
             for job in todo:
                 taken = held.union(name for name, _ in running.values())

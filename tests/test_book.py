@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from book import build as book
-from fmnlib import InputError
+from fmnlib import InputError, RunConfig, runs
 from fmnlib.paper.publish import collect, publish
 from fmnlib.record import RunRecord
 
@@ -91,6 +91,20 @@ def test_the_committed_numbers_are_those_of_the_committed_outputs(tmp_path):
         assert path.read_bytes() == committed.read_bytes(), path.name
     figures = {path.name for path in (ROOT / "results" / "figures").iterdir()}
     assert figures == {path.name for path in (staging / "results" / "figures").iterdir()}
+
+
+def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeypatch):
+    quick = RunConfig.of_profile("quick")
+    [path] = [p for p in runs.REFERENCE.glob("*.npz") if p.stem == quick.id]
+    for name in ("one.npz", "two.npz"):
+        shutil.copy(path, tmp_path / name)
+    monkeypatch.setattr("fmnlib.runs.REFERENCE", tmp_path)
+    told = re.fullmatch(
+        r"training 2 networks, (\d+) at a time: about (\d+) minutes", book.forecast()
+    )
+    assert int(told[1]) == len(runs.local_places("auto"))
+    assert int(told[2]) < 5  # they take seconds
+    assert not list(runs_root.glob("*"))
 
 
 def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):

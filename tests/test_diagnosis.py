@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 
@@ -15,7 +16,7 @@ from fmnlib.__main__ import main
 from fmnlib.diagnosis import Option, _certain, _epochs_of, _mixtures, _wide, diagnose
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
-from fmnlib.stats import Gain, mean_gain
+from fmnlib.stats import Gain, mean_gain, paired_gain
 from fmnlib.tracker import Tracker
 
 
@@ -99,6 +100,7 @@ def test_what_is_forgotten_is_found_where_it_is():
     assert f"classes, 2 lost for certain, most of all {told}." in " ".join(str(found).split())
     assert (found.epoch, found.early_epoch, found.lost_by) == (2, 2, 6)
     assert 2 <= found.around < 6
+    assert found.networks == 2  # of 12 epochs
     assert found.samples == 200
     counted = [(~val.correct[-1] & (val.labels == c)).sum() for c in range(5)]
     assert (found.classes["forgotten"] * found.classes["samples"]).tolist() == counted
@@ -212,6 +214,91 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem():
     assert _wide(0.05) == pytest.approx(0.994425, abs=1e-6)  # erf(1.959964), of twice the variance
 
 
+def test_a_diagnosis_does_not_change():
+    found = diagnose(forgetful())
+    for one, field in ((found, "epoch"), (found.options[0], "name"), (found.forget, "low")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, field, None)
+    with pytest.raises(TypeError, match="positional"):
+        Option("early stopping", 1, found.lost, found.lost)
+
+
+def test_what_the_accuracy_does_not_show_is_the_rest():
+    for record in (forgetful(), swapping(), independent(1, 5)):
+        found = diagnose(record)
+        assert found.unseen.value == pytest.approx(found.lost.value - found.fell.value)
+
+
+def test_a_loss_of_interest_is_certain_and_not_tiny():
+    assert _certain(Gain(0.005, 0.001, 0.01))  # the smallest difference of interest
+    assert not _certain(Gain(0.0049, 0.001, 0.01))
+    assert not _certain(Gain(0.1, 0.0, 0.2))
+
+
+def test_a_class_has_the_interval_that_holds_for_all_together():
+    found, val = diagnose(forgetful()), forgetful().split(0)[0]
+    for label, row in found.classes.iterrows():
+        late = val.correct[-1][val.labels == label]
+        expected = paired_gain(np.ones_like(late), late, 1 - 0.05 / 5)
+        assert (row["lost"], row["low"], row["high"]) == dataclasses.astuple(expected)
+
+
+def told(found, **changes):
+    return " ".join(dataclasses.replace(found, **changes).sentences)
+
+
+def test_a_rise_is_told_as_one():
+    found = diagnose(steady())
+    rise, most, least = (f"{-100 * v:.1f}" for v in dataclasses.astuple(found.fell))
+    assert f"accuracy of a network rose by {rise} points ({least} to {most})" in told(found)
+    assert float(rise) > 0
+    still = Gain(0.0, -0.01, 0.01)
+    assert "network fell by 0.0 points (-1.0 to 1.0)" in told(found, fell=still)
+
+
+def test_what_the_fall_does_not_show_is_told_where_it_is_certain():
+    found, more = diagnose(forgetful()), "; more was lost than that shows: with networks"
+    assert more in told(found, unseen=Gain(0.1, 0.05, 0.15))
+    assert more not in told(found, unseen=Gain(0.1, 0.0, 0.2))
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(3, True), (4, False), (12, False)])
+def test_few_epochs_are_told_of(epochs, last):
+    labels = np.arange(2000) % 10
+    right = np.random.default_rng(0).random((epochs, 2000)) < 0.85
+    text = told(diagnose(record_of(np.where(right, labels, (labels + 1) % 10), labels, 10)))
+    assert ("fewer than four epochs" in text) == last
+    assert ("the last one would gain" in text) == last
+    assert ("late ones together would gain" in text) != last
+
+
+def test_the_classes_that_lost_most_come_first_and_five_are_named():
+    found = diagnose(forgetful())
+    names = [f"class-{letter}-of-a-name-with-{2 * letter}-hyphens" for letter in "abcdefgh"]
+    lost = np.array([0.3, 0.1, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4])
+    low = np.where(lost == 0.1, 0.0, lost / 2)
+    classes = pd.DataFrame({"samples": 9, "lost": lost, "low": low}, index=names)
+    changed = dataclasses.replace(found, classes=classes)
+    first = [names[place] for place in (3, 4, 5, 6, 7, 0, 2)]
+    assert changed.worst_classes == first
+    named = ", ".join(f"{n} ({lost[names.index(n)]:.0%})" for n in first[:5])
+    assert f"Of 8 classes, 7 lost for certain, most of all {named}." in told(changed)
+    assert all(name in str(changed) for name in first[:5])  # no line ends within a name
+    nobody = dataclasses.replace(found, classes=classes.assign(low=0.0))
+    assert told(nobody).endswith("Of 8 classes, 0 lost for certain.")
+
+
+def test_it_is_printed_with_a_line_for_each_option():
+    found = diagnose(forgetful())
+    lines = str(found).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("early stopping"))
+    for option, line in zip(found.options, lines[start:]):
+        assert " ".join(line.split()).startswith(f"{option.name} {option.gain}")
+    assert "over the final network" in " ".join(lines[:start])
+    assert not any("networks" in line and "gain" in line for line in lines[:start])
+    assert lines[start + len(found.options)].startswith("Knowledge Fusion less the best")
+
+
 def test_mixtures_by_hand():
     before, late = _mixtures(24)
     last = (22, 24)
@@ -269,7 +356,10 @@ def test_the_advice_is_the_cheapest_that_is_not_certainly_worse():
         changed = dataclasses.replace(found, options=tuple(rows))
         return changed.advice, changed.best and changed.best.name
 
+    barely, beside = Gain(0.04, 0.0, 0.08), Gain(0.02, 0.0, 0.04)
     assert advice((1, none, none), (5, none, none)) == ("leave", None)
+    assert advice((1, barely, none), (5, none, none)) == ("leave", None)
+    assert advice((1, good, beside), (5, better, none)) == ("stop early", "0")
     assert advice((1, good, none), (5, better, none)) == ("stop early", "0")
     assert advice((1, good, good), (5, better, none)) == ("distil", "1")
     assert advice((1, none, none), (5, good, none), (7, better, none)) == ("distil", "1")
@@ -277,7 +367,7 @@ def test_the_advice_is_the_cheapest_that_is_not_certainly_worse():
 
 
 def test_the_gain_is_scored_on_samples_that_did_not_choose():
-    record = forgetful()
+    record = independent(0, 5, samples=400)  # the choice follows the samples
     val, folds = record.split(3)[0], 5
     fold_of = np.random.default_rng(3).permutation(len(val.labels)) % folds
     right = np.zeros(len(val.labels), bool)

@@ -1,10 +1,12 @@
 """Intervals against what defines them: coverage by simulation, likelihood by brute force."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from fmnlib.stats import Gain, Interval, mean_gain, paired_gain, proportion
+from fmnlib.stats import Gain, Interval, _dependence, mean_gain, paired_gain, proportion
 
 Z = 1.959963984540054
 
@@ -149,3 +151,24 @@ def test_one_group_says_nothing_of_another():
     )
     assert mean_gain(right * 1.0, groups=one).high == np.inf
     assert mean_gain(np.zeros(50), groups=one).low == -np.inf
+
+
+def test_from_five_groups_on_their_differences_say_how_alike_a_group_is():
+    groups, values = np.arange(80) // 4, np.zeros(80)
+    values[[0, 4, 8, 12]] = 1  # one sample in each of four groups
+    assert _dependence(values, groups, 0.95)[0] == 4  # a group's samples count as one
+    values[16] = 1
+    effect = _dependence(values, groups, 0.95)[0]
+    between = ((values.reshape(20, 4) - values.mean()).sum(axis=1) ** 2).sum() * 20 / 19
+    assert effect == max(1, between / ((values - values.mean()) ** 2).sum()) < 2
+
+
+def test_two_groups_have_the_quantile_of_one_degree_of_freedom():
+    quantile = _dependence(np.arange(4.0), np.array([0, 0, 1, 1]), 0.95)[1]
+    assert quantile == pytest.approx(12.7062, abs=1e-3)
+    assert _dependence(np.arange(4.0), np.zeros(4), 0.95)[1] == np.inf
+
+
+def test_an_interval_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Interval(0.5, 0.4, 0.6).low = 0

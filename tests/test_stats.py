@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fmnlib import InputError
+from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.record import Result
 from fmnlib.stats import (
     calibration_error,
@@ -16,6 +16,7 @@ from fmnlib.stats import (
     outcome,
     paired_difference,
     percent,
+    score,
     summarize,
     table,
     verdict,
@@ -132,6 +133,30 @@ def test_calibration_is_that_of_plain_loops():
             accuracy = np.mean([probs[n].argmax() == labels[n] for n in inside])
             error += len(inside) / 400 * abs(accuracy - np.mean([probs[n].max() for n in inside]))
     assert calibration_error(probs, labels, bins) == pytest.approx(error)
+
+
+def test_the_highest_confidence_is_in_the_last_bin_of_fifteen():
+    top = np.array([1.0, 0.95, 0.9])  # of the last bin, of the last and of the one before
+    probs, wrong_at = np.stack([top, 1 - top], axis=1), np.array([1, 0, 0])
+    expected = (abs(-1 + 0.05) + 0.1) / 3
+    assert calibration_error(probs, wrong_at) == pytest.approx(expected)
+    assert calibration_error(probs, wrong_at, 15) == pytest.approx(expected)
+    apart = np.array([[0.66, 0.34], [0.68, 0.32]])  # apart in 15 bins, together in 16
+    gaps = calibration_error(apart, np.array([0, 1]))
+    assert gaps == pytest.approx((0.34 + 0.68) / 2)
+    assert calibration_error(apart, np.array([0, 1]), 16) == pytest.approx((0.68 - 0.34) / 2)
+
+
+def test_a_score_names_its_run_and_rounds_its_seconds():
+    test = RunRecord.from_arrays(np.array([[[0.75, 0.25]]]), [0])
+    words = {"item": "x", "method": "kf", "split": 3, "networks": 2, "seconds": 1.2367}
+    with pytest.raises(InputError, match="no config; give the record of a trained run"):
+        score(test.probs[0], test, **words)
+    trained = dataclasses.replace(test, config=RunConfig(seed=4))
+    result = score(test.probs[0], trained, **words)
+    assert (result.seed, result.split_seed, result.networks) == (4, 3, 2)
+    assert result.train_seconds == 1.24
+    assert result.accuracy == 1
 
 
 def test_tables_show_mean_error_and_cost():
