@@ -141,6 +141,7 @@ def test_training_goes_on_from_what_was_restored_as_if_nothing_had_been(averaged
 
 
 def test_a_folder_is_one_runs(tmp_path):
+    tmp_path = tmp_path / "made" / "with its parents"
     with run_lock(CONFIG, tmp_path):
         pass
     assert RunConfig.load(tmp_path / "config.json") == CONFIG

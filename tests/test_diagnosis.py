@@ -13,7 +13,15 @@ from scipy.special import softmax
 
 from fmnlib import InputError, RunRecord
 from fmnlib.__main__ import main
-from fmnlib.diagnosis import Option, _certain, _epochs_of, _mixtures, _wide, diagnose
+from fmnlib.diagnosis import (
+    Option,
+    _certain,
+    _epochs_of,
+    _mixtures,
+    _right_mixtures,
+    _wide,
+    diagnose,
+)
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
 from fmnlib.report import page
 from fmnlib.stats import Gain, mean_gain, paired_gain
@@ -212,6 +220,16 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem():
     found = mean_gain(values, 0.95)
     assert [found.value, found.low, found.high] == pytest.approx([1.4, 1.4 - half, 1.4 + half])
     assert _wide(0.05) == pytest.approx(0.994425, abs=1e-6)  # erf(1.959964), of twice the variance
+
+
+def test_votes_count_alike_and_the_later_half_decides_where_they_are_equal():
+    predicted = np.array([[0, 0, 1], [0, 0, 1], [0, 1, 0], [1, 1, 0]])
+    probs = np.full((4, 3, 2), 0.5)
+    record = dataclasses.replace(
+        RunRecord.from_arrays(probs, np.zeros(3, int)), predicted=predicted, probs=None
+    )
+    right = _right_mixtures(record, [((0, 4),), ((0, 3),), ((0, 1), (2, 3))])
+    assert right.tolist() == [[True, False, True], [True, True, False], [True, False, True]]
 
 
 def test_a_diagnosis_does_not_change():

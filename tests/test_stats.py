@@ -16,6 +16,7 @@ from fmnlib.stats import (
     outcome,
     paired_difference,
     percent,
+    points,
     score,
     summarize,
     table,
@@ -83,6 +84,16 @@ def test_an_interval_is_that_of_one_sample():
     mean, low, high = interval(values, 0.9)
     expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.9)
     assert (mean, low, high) == pytest.approx((values.mean(), *expected))
+
+
+def test_numbers_are_rounded_to_four_places_and_read_to_one():
+    numbers = percent([1 / 3, 2 / 7, 1 / 9])
+    assert numbers["seeds"] == [33.3333, 28.5714, 11.1111]
+    values = 100 * np.array([1 / 3, 2 / 7, 1 / 9])
+    assert numbers["mean"] == round(values.mean(), 4)
+    assert numbers["sem"] == round(values.std(ddof=1) / 3**0.5, 4)
+    assert points(-0.04, -1.26, 0.04) == "+0.0 [−1.3, 0.0]"
+    assert points(0.06, -1.0, 1.0) == "+0.1 [−1.0, 1.0]"
 
 
 def test_a_single_seed_has_neither_error_nor_interval():
