@@ -12,7 +12,7 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --nbval-lax  # a thread a worker
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder --nbval-lax  # a thread a worker
 	$(BIN)/fmn book --cached
 
 # The book that was built last as one file, _build/forget-me-not.pdf.

@@ -21,6 +21,12 @@ def pytest_configure(config):
         raise pytest.UsageError("--device is cuda, and there is no GPU; leave it out")
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest first: no worker is left with one when the others are done."""
+    longest = ("test_notebooks.py", "test_guide.py")
+    items.sort(key=lambda item: item.path.name not in longest)  # else as they were
+
+
 @pytest.fixture(autouse=True)
 def runs_root(tmp_path, monkeypatch):
     """Every test has a folder of runs of its own."""

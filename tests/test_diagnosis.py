@@ -132,16 +132,17 @@ def test_knowledge_that_is_swapped_for_other_knowledge_is_local_overfitting():
     assert "Local overfitting: accuracy held, but knowledge was lost" in " ".join(found.sentences)
 
 
-@pytest.mark.parametrize(("classes", "slow"), [(2, 0.0), (10, 0.0), (10, 0.5), (50, 0.0)])
+@pytest.mark.parametrize(("classes", "slow"), [(2, 0.0), (10, 0.0), (10, 0.5)])
 def test_churn_raises_no_alarm(classes, slow):
     """At most one in twenty; of 60 runs, up to 6 with a chance of 3% if it were exactly that."""
-    assert (
-        sum(
-            diagnose(independent(s, classes, samples=max(800, 20 * classes), slow=slow)).overfits
-            for s in range(60)
-        )
-        <= 6
-    )
+    runs = (independent(s, classes, slow=slow) for s in range(60))
+    assert sum(diagnose(run).overfits for run in runs) <= 6
+
+
+def test_churn_of_many_classes_raises_no_alarm():
+    """Of 20 runs, up to 3 with a chance of 2%."""
+    runs = (independent(s, 50, samples=1000) for s in range(20))
+    assert sum(diagnose(run).overfits for run in runs) <= 3
 
 
 def test_votes_of_a_light_record_raise_no_alarm_either():

@@ -94,17 +94,13 @@ def test_notebooks_train_afresh(name, tmp_path, runs_root):
     assert name in ITS_OWN or len(list(runs_root.glob("*/record.npz"))) >= 2
 
 
-@pytest.mark.parametrize("name", ["00_quickstart", "02_double_descent"])
-def test_notebooks_run_on_real_images(name, tmp_path, real_data):
-    copy = Path(shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path))
-    few = {"epochs": 3, "train_samples": 400, "eval_samples": 600, "width": 0.5}
-    if name == "02_double_descent":
-        few |= {"dataset": "cifar100", "eval_samples": 2000}
-        execute(copy, profile="standard", fresh=True, changes=few, seeds=[0])
-    else:  # a network that still learns has forgotten nothing that is worth a pick
-        execute(copy, profile="standard", fresh=True, changes=few | {"epochs": 5})
-        cells = json.loads(copy.read_text())["cells"]
-        assert "no epoch knows enough" in json.dumps([c.get("outputs") for c in cells])
+def test_a_notebook_runs_on_real_images(tmp_path, real_data):
+    copy = Path(shutil.copy(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path))
+    few = {"epochs": 5, "train_samples": 400, "eval_samples": 600, "width": 0.5}
+    execute(copy, profile="standard", fresh=True, changes=few)
+    cells = json.loads(copy.read_text())["cells"]
+    # A network that still learns has forgotten nothing that is worth a pick.
+    assert "no epoch knows enough" in json.dumps([c.get("outputs") for c in cells])
 
 
 def test_a_parameter_that_a_notebook_lacks_is_refused(tmp_path):
