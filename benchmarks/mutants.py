@@ -49,6 +49,11 @@ REASONS = {
     "stats: 1.0 as 2.0 in `return 1.0, math.inf`": (
         "of one group the interval is the widest, whatever the design effect"
     ),
+    "stats: Mult as Div in `differences = right * 1.0": "the same numbers",
+    "scores: 1 as 2 in `classes = 1 + max(": "one more class that no sample has",
+    "diagnosis: Sub as Add in `networks = sum(stop - start": (
+        "the first mixture begins with the first epoch"
+    ),
     "diagnosis: 1 as 2 in `later = 1 +": "votes are compared, whatever each of them counts",
 }
 """Why a survivor may live, by the beginning of its name."""

@@ -121,6 +121,13 @@ def test_what_is_forgotten_is_found_where_it_is():
     assert max(map(len, str(found).splitlines())) <= 76
 
 
+def test_what_the_last_epoch_alone_loses_is_lost_by_then():
+    labels = np.arange(400) % 5
+    right = np.ones((10, 400), bool)
+    right[9] = np.random.default_rng(0).random(400) > 0.4
+    assert diagnose(record_of(np.where(right, labels, (labels + 1) % 5), labels, 5)).lost_by == 9
+
+
 def test_knowledge_that_is_swapped_for_other_knowledge_is_local_overfitting():
     found = diagnose(swapping())
     assert found.verdict == "local"

@@ -323,6 +323,17 @@ def test_searches_refuse(search):
         search(record.keep([0, 1, 2, 3]))
 
 
+def test_a_search_starts_from_the_final_or_the_best_epoch():
+    with pytest.raises(InputError, match='start is \'first\'; choose "final" or "best"'):
+        knowledge_fusion(make("fine", seed=0), start="first")
+    record = make("fine", seed=0)
+    for start, choose in (("final", single), ("best", early_stopping)):
+        shares = [share for _, share in knowledge_fusion(record, start=start, max_picks=1).picks]
+        weights = knowledge_fusion(record, start=start, max_picks=1).weights
+        first = choose(record).weights.argmax()
+        assert weights[first] >= 1 - sum(shares)
+
+
 @pytest.mark.parametrize("grid", [[], [0.5, 1.01], [-0.01, 0.5], [np.nan]])
 def test_grid_outside_0_to_1_is_refused(grid):
     with pytest.raises(InputError, match="give shares from 0 to 1"):

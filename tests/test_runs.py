@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -33,6 +34,20 @@ def test_nothing_trains_twice(runs_root):
     before = file.stat().st_mtime_ns
     runs.obtain([SMALL], device="cpu", progress=False)
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_bar_counts_the_networks_that_are_known_so_far(runs_root, capsys):
+    first, second = (dataclasses.replace(SMALL, seed=seed) for seed in (0, 1))
+
+    def left():  # the second is known once the first is there, as a student is
+        if not runs.complete(first):
+            return [runs.Job(first)]
+        return [] if runs.complete(second) else [runs.Job(second)]
+
+    runs.make_all(left, "cpu", workers=1)
+    told = capsys.readouterr().err
+    assert re.search(r"training: 100%\|\S*\| 1/1 ", told)
+    assert re.search(r"training: 100%\|\S*\| 2/2 ", told)
 
 
 def test_a_student_gets_its_teacher_trained_first(runs_root):
