@@ -169,6 +169,13 @@ def test_two_groups_have_the_quantile_of_one_degree_of_freedom():
     assert _dependence(np.arange(4.0), np.zeros(4), 0.95)[1] == np.inf
 
 
+def test_a_low_level_has_an_interval_around_no_difference():
+    right = np.arange(100) % 2 == 0
+    narrow, wide = paired_gain(right, ~right, 0.5), paired_gain(right, ~right, 0.95)
+    assert wide.low < narrow.low < 0 < narrow.high < wide.high
+    assert narrow.low == pytest.approx(-narrow.high)
+
+
 def test_an_interval_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Interval(0.5, 0.4, 0.6).low = 0

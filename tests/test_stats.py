@@ -7,6 +7,7 @@ from scipy import stats as scipy_stats
 from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib.record import Result
 from fmnlib.stats import (
+    MARGIN,
     calibration_error,
     costs,
     differences,
@@ -178,3 +179,9 @@ def test_tables_show_mean_error_and_cost():
 
 def test_an_interval_that_ends_at_zero_is_not_clear():
     assert outcome(-1.0, 0.0) == outcome(0.0, 1.0) == "not clear"
+
+
+def test_an_interval_that_touches_the_margin_is_not_equal():
+    assert outcome(-MARGIN, 0.2) == "not clear"
+    assert outcome(0.1, MARGIN) == "found"
+    assert outcome(-0.49, 0.49) == "equal"

@@ -38,7 +38,7 @@ class Dashboard(SphinxDirective):
 
     def row(self, item: dict[str, str]) -> tuple[str, ...]:
         keys = [key.strip() for key in item["ours"].split(";") if key.strip()]
-        ours = [(DATA.get(key.partition(".")[0], "digits"), self.ours(key)) for key in keys]
+        ours = [(DATA.get(key.partition(".")[0], "digits"), *self.ours(key)) for key in keys]
         theirs = self.theirs(item["theirs"])
         page = Path(self.env.srcdir, "notebooks", f"{item['notebook']}.ipynb")
         link, status = "", "not measured"
@@ -48,19 +48,23 @@ class Dashboard(SphinxDirective):
             colab += f"/notebooks/{page.name}"
             link = f"[{page.stem[:2]}](/notebooks/{page.name}) ([Colab]({colab}))"
             status = "quick profile"
-        for data, ends in ours if theirs is not None else []:
+        for data, _, ends in ours if theirs is not None else []:
             found = outcome(*ends[1:])
             agree = "same direction" if ends[0] * theirs > 0 else "**other direction**"
             status += f"; {data}: {agree if found in ('found', 'opposite') else OUTCOMES[found]}"
-        gains = [f"{data}: {points(*ends)}".replace(", ", ",\u00a0") for data, ends in ours]
+        few = " (n = 2)"  # seeds, whose interval is wide
+        gains = [f"{data}: {points(*ends)}{few * (n == 2)}" for data, n, ends in ours]
+        gains = [gain.replace(", ", ",\u00a0") for gain in gains]
         shown = ["; ".join(gains)]
         shown += ["" if theirs is None else points(theirs, math.nan, math.nan)]
         return f"{item['paper']}, {item['item']}", item["shows"], link, *shown, status
 
-    def ours(self, key: str) -> tuple[float, float, float]:
+    def ours(self, key: str) -> tuple[int, tuple[float, float, float]]:
+        """The number of seeds; the difference and the ends of its interval."""
         item, setting, method, baseline = key.split(".")
         methods = read(self.env, "summary.json")[item][setting]
-        return paired([methods[method], methods[baseline]], [1, -1])
+        terms = [methods[method], methods[baseline]]
+        return min(len(term["seeds"]) for term in terms), paired(terms, [1, -1])
 
     def theirs(self, key: str) -> float | None:
         if not key:
