@@ -9,6 +9,7 @@ that the processor works, of this process; with FMN_RUNS set, networks are train
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from fmnlib import InputError, RunConfig, RunRecord, knowledge_fusion, labels, runs, train
+from fmnlib.config import Paused
 from fmnlib.data import DataSet, load
 from fmnlib.files import write_whole
 from fmnlib.fusion import Fusion, best_epochs, early_stopping, single
@@ -53,10 +55,12 @@ def mixtures(val: RunRecord) -> dict[str, Fusion]:
     }
 
 
-def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> tuple[np.ndarray, float]:
+def cross_validated(
+    config: RunConfig, data: DataSet, folder: Path, deadline: float = math.inf
+) -> tuple[np.ndarray, float]:
     """Probabilities `[samples, classes]` of networks that were trained without these samples.
 
-    And the seconds of their training, which are written beside each.
+    And the seconds of their training, which are written beside each. Paused at the deadline.
     """
     samples, seconds = len(data.labels), 0.0
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(config.seed))
@@ -75,18 +79,22 @@ def cross_validated(config: RunConfig, data: DataSet, folder: Path) -> tuple[np.
         last = dataclasses.replace(config, keep_every=config.epochs)
         place, started = folder / f"fold{fold}", time.process_time()
         spent = place / "seconds.txt"
-        if place.exists() and not spent.exists():  # it was stopped: its time is not known
+        if place.exists() and not spent.exists():  # it was killed: its time is not known
             shutil.rmtree(place)
-        record = train(last, place, data=part)
-        if not spent.exists():
-            spent.write_text(f"{time.process_time() - started:.2f}")
-        seconds += float(spent.read_text())
+        before = float(spent.read_text()) if spent.exists() else 0.0
+        done = (place / "record.npz").exists()
+        try:
+            record = train(last, place, data=part, deadline=deadline)
+        finally:  # done, or paused
+            now = before if done else before + time.process_time() - started
+            spent.write_text(f"{now:.2f}")
+        seconds += now
         assert record.probs is not None
         probs[held.numpy()] = record.probs[-1]
     return probs / probs.sum(axis=1, keepdims=True), seconds
 
 
-def measured(config: RunConfig) -> Iterator[dict[str, str | float]]:
+def measured(config: RunConfig, deadline: float = math.inf) -> Iterator[dict[str, str | float]]:
     """A row for each way to rank the labels of a run."""
     from cleanlab.count import num_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -95,7 +103,7 @@ def measured(config: RunConfig) -> Iterator[dict[str, str | float]]:
     about = {"dataset": config.dataset, "setting": config.setting, "seed": config.seed}
     data, path = load(config), runs.folder(config)
     wrong = data.flipped.numpy()
-    record = train(config, path)
+    record = train(config, path, deadline=deadline)
     for name, fusion in mixtures(record.split(config.seed)[0]).items():
         started = time.process_time()
         samples = labels.of_run(path, record, fusion, "cpu")
@@ -103,7 +111,7 @@ def measured(config: RunConfig) -> Iterator[dict[str, str | float]]:
         seconds = time.process_time() - started
         row = about | {"method": name, "seconds": seconds, "rate": labels.noise_rate(table)}
         yield row | labels.detection(table, wrong)
-    probs, seconds = cross_validated(config, data, path.with_name(f"{path.name}-folds"))
+    probs, seconds = cross_validated(config, data, path.with_name(f"{path.name}-folds"), deadline)
     given = data.labels.numpy()
     rate = num_label_issues(given, probs) / len(given)
     for name in ("self_confidence", "normalized_margin"):
@@ -119,10 +127,17 @@ def main() -> None:
     names = ["digits", "fashion_mnist", "cifar100"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", nargs="*", default=names, help="of " + ", ".join(names))
+    told = "stop after the last epoch that ends within this time; the same command resumes"
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help=told)
     rows = json.loads(OUT.read_text()) if OUT.exists() else []
-    for config in (case for name in parser.parse_args().datasets for case in cases(name)):
+    given = parser.parse_args()
+    deadline = time.monotonic() + 60 * given.max_minutes
+    for config in (case for name in given.datasets for case in cases(name)):
         try:
-            fresh = [*measured(config)]
+            fresh = [*measured(config, deadline)]
+        except Paused as paused:
+            print(paused)
+            break
         except InputError as error:
             print(f"left out: {error}")
             continue

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from benchmarks.machine import Machine, measure, work
 from benchmarks.report import report, row
 from benchmarks.usual import Script
 from fmnlib import InputError, RunConfig, RunRecord, diagnose, runs, train
-from fmnlib.config import StudentConfig
+from fmnlib.config import Paused, StudentConfig
 from fmnlib.data import load
 from fmnlib.distillation import soft_target_loss
 from fmnlib.paper import grid
@@ -194,8 +195,12 @@ def test_a_case_of_the_table_loses_what_it_says():
 def test_every_label_is_judged_by_a_network_that_was_trained_without_it(tmp_path):
     config = RunConfig(epochs=40, train_samples=203, noise="symmetric", noise_rate=0.4)
     data = load(config)
+    with pytest.raises(Paused):
+        labels.cross_validated(config, data, tmp_path, deadline=time.monotonic())
+    paused = float((tmp_path / "fold0" / "seconds.txt").read_text())
     probs, seconds = labels.cross_validated(config, data, tmp_path)
-    assert seconds > 0
+    first = float((tmp_path / "fold0" / "seconds.txt").read_text())
+    assert 0 < paused < first < seconds  # the time before the pause counts
     (tmp_path / "fold1" / "seconds.txt").unlink()  # as if it had been killed
     written = [(tmp_path / f"fold{n}" / "record.npz").stat().st_mtime_ns for n in range(2)]
     again, _ = labels.cross_validated(config, data, tmp_path)
