@@ -35,6 +35,7 @@ TESTS = {
     "checkpoint": "tests/test_checkpoint.py tests/test_kill.py -k 'not same_bits and not disk'",
 }
 """The modules, each with the tests that concern it; its doctests run before them."""
+SINCE = "a test was written for it since"
 REASONS = {
     "diagnosis: Not left out in `if not isinstance(probs, Columns):": (
         "a view of the same numbers, which takes less memory"
@@ -54,6 +55,19 @@ REASONS = {
     "diagnosis: Sub as Add in `networks = sum(stop - start": (
         "the first mixture begins with the first epoch"
     ),
+    "fusion: condition as False in `if values.dtype == np.float16:`": (
+        "the same numbers, in three times the time"
+    ),
+    "scores: 1 as 2 in `passes = (right > 0)": (
+        "where one or none is right, that is never better than chance"
+    ),
+    "fusion: 0 as 1 in `if bounds[row] >= best[0]:`": "more epochs are tried, to the same end",
+    "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
+    "scores: Sub as Add in `passes = (right > 0)": SINCE,
+    "diagnosis: 1 as 2 in `last_right = scores.last_correct_epoch": SINCE,
+    'fusion: condition as False in `if start not in ("final", "best")': SINCE,
+    "stats: 0.0 as 1.0 in `return excess / math.sqrt(variance)": SINCE,
+    "stats: Lt as LtE in `if -MARGIN < low and high < MARGIN:`": SINCE,
     "diagnosis: 1 as 2 in `later = 1 +": "votes are compared, whatever each of them counts",
 }
 """Why a survivor may live, by the beginning of its name."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from fmnlib.scores import (
     at_chance,
@@ -113,3 +114,14 @@ def test_the_level_at_which_chance_is_refused_is_shared_by_the_epochs():
     better = np.where(np.arange(200) < 124, labels, 1 - labels)  # by chance once in 2,400 times
     assert not at_chance(better[None], labels)
     assert at_chance(np.array([chance] * 9 + [better]), labels)
+
+
+def test_the_fewest_right_that_are_no_chance_are_those_of_the_binomial_test():
+    labels = np.arange(200) % 2
+    few = next(k for k in range(200) if binom.sf(k - 1, 200, 0.5) < 1e-3)
+
+    def right(count):  # of predictions that name each class as often, nearly
+        return np.where(np.arange(200) < count, labels, 1 - labels)[None]
+
+    assert not at_chance(right(few), labels)
+    assert at_chance(right(few - 1), labels)
