@@ -251,9 +251,14 @@ def _clean(notebook: Any) -> str:
             cell["metadata"]["mystnb"] = {"code_prompt_show": "Parameters of this run"}
         if cell["cell_type"] == "code":
             kept = [o for o in cell["outputs"] if o.get("name") != "stderr"]
-            cell["outputs"] = [
-                o for o in kept if "widget-view" not in str(o.get("data", {}).keys())
-            ]
+            kept = [o for o in kept if "widget-view" not in str(o.get("data", {}).keys())]
+            cell["outputs"] = []
+            for output in kept:  # a stream comes in pieces, other ones each time
+                last = cell["outputs"][-1] if cell["outputs"] else {}
+                if output["output_type"] == last.get("output_type") == "stream":
+                    last["text"] += output["text"]
+                else:
+                    cell["outputs"].append(output)
             for data in (output.get("data", {}) for output in cell["outputs"]):
                 if picture := data.get("image/png"):
                     small = with_few_colours(base64.b64decode(picture))
