@@ -61,6 +61,10 @@ REASONS = {
     "scores: 1 as 2 in `passes = (right > 0)": (
         "where one or none is right, that is never better than chance"
     ),
+    "fusion: 2 as 3 in `_HALVES =": "a longer table with the same beginning",
+    "fusion: 16 as 17 in `_HALVES =": "a longer table with the same beginning",
+    "fusion: 0.0 as 1.0 in `best = (-1": "any first candidate is better",
+    "diagnosis: 2.0 as 3.0 in `later =": "any small weight decides between equal votes",
     "fusion: 0 as 1 in `if bounds[row] >= best[0]:`": "more epochs are tried, to the same end",
     "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
     "scores: Sub as Add in `passes = (right > 0)": SINCE,

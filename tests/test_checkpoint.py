@@ -174,7 +174,8 @@ def test_a_second_process_waits_and_says_so(tmp_path):
         process = subprocess.Popen(words, **pipes)
         told = process.stderr.readline()
         assert told == f"waiting for another process that trains {CONFIG.id}\n"
-        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
     assert process.communicate()[0] == "in\n"
 
 

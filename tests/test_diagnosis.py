@@ -92,6 +92,7 @@ def test_where_nothing_is_forgotten_it_says_so():
     assert found.advice == "leave"
     assert found.sentences[0].startswith("Leave the final network as it is")
     assert "Nothing beyond churn is certain" in str(found)
+    assert found.sentences[-1].startswith("Forget fraction: ")  # of what nobody lost no more
     fused = found.options[-1]
     assert fused.gain.low <= 0 <= fused.gain.high
 
@@ -432,6 +433,13 @@ def test_a_record_without_probabilities_is_diagnosed_as_far_as_it_goes(tmp_path)
     assert [option.name for option in light.options] == ["early stopping"]
     assert "Mixtures are not scored" in " ".join(light.sentences)
     assert light.advice == "stop early"
+
+
+def test_where_few_epochs_have_probabilities_votes_of_all_decide():
+    record = forgetful()
+    few, light = record.keep([0, 11]), dataclasses.replace(record, probs=None)
+    for name in ("lost", "fell", "unseen", "verdict"):
+        assert getattr(diagnose(few), name) == getattr(diagnose(light), name)
 
 
 @pytest.fixture

@@ -176,6 +176,11 @@ def test_a_low_level_has_an_interval_around_no_difference():
     assert narrow.low == pytest.approx(-narrow.high)
 
 
+def test_the_mean_of_equal_values_is_certain_unless_they_are_of_one_group():
+    assert mean_gain(np.full(5, 0.25)) == Gain(0.25, 0.25, 0.25)
+    assert mean_gain(np.full(5, 0.25), groups=np.zeros(5)).high == np.inf
+
+
 def test_an_interval_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Interval(0.5, 0.4, 0.6).low = 0

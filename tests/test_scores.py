@@ -7,6 +7,7 @@ from scipy.stats import binom
 from fmnlib.scores import (
     at_chance,
     by_class,
+    covering,
     dip,
     forget_fraction,
     forgotten_after,
@@ -125,3 +126,8 @@ def test_the_fewest_right_that_are_no_chance_are_those_of_the_binomial_test():
 
     assert not at_chance(right(few), labels)
     assert at_chance(right(few - 1), labels)
+
+
+def test_the_last_epoch_is_kept_though_it_alone_knows_nothing():
+    correct = np.array([[True, True, False], [False, True, True], [False, True, False]])
+    assert covering(correct, 2).tolist() == [0, 2]
