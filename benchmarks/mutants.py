@@ -65,6 +65,11 @@ REASONS = {
     "fusion: 16 as 17 in `_HALVES =": "a longer table with the same beginning",
     "fusion: 0.0 as 1.0 in `best = (-1": "any first candidate is better",
     "diagnosis: 2.0 as 3.0 in `later =": "any small weight decides between equal votes",
+    "fusion: 0 as 1 in `best = (-1": "any first candidate is better",
+    "diagnosis: 20 as 21 in `later =": "any small weight decides between equal votes",
+    "diagnosis: condition as False in `if val.probs is not None:  # of": (
+        "a view of the same numbers, which takes less memory"
+    ),
     "fusion: 0 as 1 in `if bounds[row] >= best[0]:`": "more epochs are tried, to the same end",
     "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
     "scores: Sub as Add in `passes = (right > 0)": SINCE,

@@ -16,6 +16,7 @@ from fmnlib.__main__ import main
 from fmnlib.diagnosis import (
     Option,
     _certain,
+    _cross_fit,
     _epochs_of,
     _mixtures,
     _right_mixtures,
@@ -241,6 +242,18 @@ def test_votes_count_alike_and_the_later_half_decides_where_they_are_equal():
     )
     right = _right_mixtures(record, [((0, 4),), ((0, 3),), ((0, 1), (2, 3))])
     assert right.tolist() == [[True, False, True], [True, True, False], [True, False, True]]
+
+
+def test_what_is_chosen_on_four_folds_is_scored_on_the_fifth():
+    rng, fold_of = np.random.default_rng(1), np.arange(25) % 5
+    candidates = rng.random((4, 25)) < 0.5
+    expected = []
+    for sample in range(25):
+        others = [n for n in range(25) if fold_of[n] != fold_of[sample]]
+        best = max(candidates, key=lambda row: sum(row[others]))
+        expected.append(bool(best[sample]))
+    assert _cross_fit(candidates, fold_of).tolist() == expected
+    assert expected not in candidates.tolist()  # not every fold chose the same
 
 
 def test_a_diagnosis_does_not_change():

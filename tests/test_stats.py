@@ -5,12 +5,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib.fusion import best_epochs
 from fmnlib.record import Result
 from fmnlib.stats import (
     MARGIN,
     calibration_error,
     costs,
     differences,
+    gains,
     interval,
     mean_sem,
     nll,
@@ -185,3 +187,16 @@ def test_an_interval_that_touches_the_margin_is_not_equal():
     assert outcome(-MARGIN, 0.2) == "not clear"
     assert outcome(0.1, MARGIN) == "found"
     assert outcome(-0.49, 0.49) == "equal"
+
+
+def test_the_final_network_gains_nothing_over_itself():
+    rng = np.random.default_rng(0)
+    record = RunRecord.from_arrays(rng.dirichlet(np.ones(3), (6, 80)), rng.integers(0, 3, 80))
+    val, test = record.split(0)
+    rows = gains(val, test, best_epochs(val, 3), {"mine": test.correct[0]})
+    assert rows.loc["single", ["gain", "low", "high"]].tolist() == [0, 0, 0]
+    assert rows.loc["fused", ["ahead", "accuracy"]].tolist()[0] == 0
+    assert rows.loc["mine", "accuracy"] == test.correct[0].mean()
+    assert rows.loc["mine", "gain"] == pytest.approx(
+        test.correct[0].mean() - test.correct[-1].mean()
+    )
