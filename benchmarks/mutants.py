@@ -35,7 +35,6 @@ TESTS = {
     "checkpoint": "tests/test_checkpoint.py tests/test_kill.py -k 'not same_bits and not disk'",
 }
 """The modules, each with the tests that concern it; its doctests run before them."""
-SINCE = "a test was written for it since"
 REASONS = {
     "diagnosis: Not left out in `if not isinstance(probs, Columns):": (
         "a view of the same numbers, which takes less memory"
@@ -70,13 +69,11 @@ REASONS = {
     "diagnosis: condition as False in `if val.probs is not None:  # of": (
         "a view of the same numbers, which takes less memory"
     ),
+    "diagnosis: statement left out in `refuse_test(record)`": (
+        "the searches that it calls refuse a test half in the same words"
+    ),
     "fusion: 0 as 1 in `if bounds[row] >= best[0]:`": "more epochs are tried, to the same end",
     "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
-    "scores: Sub as Add in `passes = (right > 0)": SINCE,
-    "diagnosis: 1 as 2 in `last_right = scores.last_correct_epoch": SINCE,
-    'fusion: condition as False in `if start not in ("final", "best")': SINCE,
-    "stats: 0.0 as 1.0 in `return excess / math.sqrt(variance)": SINCE,
-    "stats: Lt as LtE in `if -MARGIN < low and high < MARGIN:`": SINCE,
     "diagnosis: 1 as 2 in `later = 1 +": "votes are compared, whatever each of them counts",
 }
 """Why a survivor may live, by the beginning of its name."""
