@@ -53,6 +53,10 @@ async function look(name, fault = "") {
     unsound.push(...(await checks.theme(page)));
     await page.emulateMedia({ colorScheme: "dark" });
     await page.locator("html[data-theme=dark]").waitFor();
+    await page.waitForTimeout(400); // colours fade from one scheme to the other
+    await page.evaluate(() =>
+      Promise.allSettled(document.getAnimations().filter((a) => a instanceof CSSTransition).map((a) => a.finished)),
+    );
     const pale = await checks.accessibility(page, { others: false });
     unsound.push(...pale.map((problem) => `dark: ${problem}`));
     return { problems: [...problems, ...heavy, ...unsound], captions: found, bytes };
