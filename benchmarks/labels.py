@@ -85,10 +85,10 @@ def cross_validated(
         done = (place / "record.npz").exists()
         try:
             record = train(last, place, data=part, deadline=deadline)
-        finally:  # done, or paused
-            now = before if done else before + time.process_time() - started
-            spent.write_text(f"{now:.2f}")
-        seconds += now
+        finally:  # trained, or paused
+            if place.exists() and not done:
+                spent.write_text(f"{before + time.process_time() - started:.2f}")
+        seconds += float(spent.read_text())
         assert record.probs is not None
         probs[held.numpy()] = record.probs[-1]
     return probs / probs.sum(axis=1, keepdims=True), seconds
