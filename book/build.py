@@ -65,9 +65,14 @@ def build(
             other seeds, so that these are trained.
 
     Raises:
-        InputError: If this is no checkout of the repository, a notebook or the build fails, or
-            no notebook has such a name.
+        InputError: If two of these are given, this is no checkout of the repository, a notebook
+            or the build fails, or no notebook has such a name.
     """
+    ways = {"fresh": fresh, "cached": cached, "update": update, "rerun": rerun, "seeds": seeds}
+    if len(given := [name for name, value in ways.items() if value]) > 1:
+        raise InputError(
+            f"{' and '.join(given)} are given; give one of {', '.join(ways)}, or none"
+        )
     staging = stage(REPOSITORY / "_build" / "staging")
     if fresh or update or seeds:
         print(forecast(), file=sys.stderr)
@@ -84,7 +89,7 @@ def build(
         elif not cached:
             _execute_all(staging, fresh=fresh, seeds=seeds)
             for moving in (explorer, film):  # of runs that the notebooks made
-                moving.write(staging, fresh=fresh and not seeds)
+                moving.write(staging, fresh=fresh)
     gather(staging)
     if update or rerun:
         for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
@@ -111,9 +116,8 @@ def forecast() -> str:
     here = np.mean([float(r.provenance["seconds"]) for r in made]) / part
     there = float(known.provenance["seconds"]) / known.epochs
     minutes = seconds * here / there / len(places) / 60
-    return (
-        f"training {len(committed)} networks, {len(places)} at a time: about {minutes:.0f} minutes"
-    )
+    count = f"{len(committed)} networks, as many as are committed, {len(places)} at a time"
+    return f"training {count}: about {minutes:.0f} minutes"
 
 
 def stage(staging: Path) -> Path:

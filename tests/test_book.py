@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from book import build as book
+from book import explorer, film
 from fmnlib import InputError, RunConfig, runs
 from fmnlib.paper.publish import collect, publish
 from fmnlib.record import RunRecord
@@ -100,7 +101,8 @@ def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeyp
         shutil.copy(path, tmp_path / name)
     monkeypatch.setattr("fmnlib.runs.REFERENCE", tmp_path)
     told = re.fullmatch(
-        r"training 2 networks, (\d+) at a time: about (\d+) minutes", book.forecast()
+        r"training 2 networks, as many as are committed, (\d+) at a time: about (\d+) minutes",
+        book.forecast(),
     )
     assert int(told[1]) == len(runs.local_places("auto"))
     assert int(told[2]) < 5  # they take seconds
@@ -115,6 +117,62 @@ def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):
     ]
     with pytest.raises(InputError, match="no notebook begins with '99'; there are 00_quick"):
         book._named(staging, ["05", "99"])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A small one: two notebooks to run, and two with the numbers of the README's table."""
+    for name in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("_toc.yml", "_config.yml", "README.md", "notebooks/06_label_noise.ipynb"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "notebooks" / "12_cifar100.ipynb", tmp_path / "notebooks")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    for name in ("00_first", "01_second"):
+        cell = nbformat.v4.new_code_cell(
+            "seed = 0\nfresh = False", metadata={"tags": ["parameters"]}
+        )
+        cells = [cell, nbformat.v4.new_code_cell("print('a', end=''); print('run', fresh)")]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr(book, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(book, "_fingerprint", lambda: "0")
+    monkeypatch.setattr(book, "render", lambda staging, output: staging)  # takes a minute
+    return tmp_path
+
+
+def printed(path):
+    outputs = json.loads(path.read_text())["cells"][-1]["outputs"]
+    return ["".join(output["text"]) for output in outputs]
+
+
+# jupyter_client leaves the event loop of a thread open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_single_notebooks_are_run_and_bring_the_working_tree_up_to_date(repository):
+    readme = repository / "README.md"
+    readme.write_text(readme.read_text().replace("| Final network |", "| Another |"))
+    staging = book.build(rerun=["01"])
+    assert printed(repository / "notebooks" / "01_second.ipynb") == ["arun False\n"]
+    assert printed(staging / "notebooks" / "00_first.ipynb") == []
+    assert readme.read_text() == (ROOT / "README.md").read_text()
+    summary = json.loads((repository / "results" / "summary.json").read_text())
+    assert {"label_noise", "cifar100"} == summary.keys()
+    gc.collect()  # here, where the warning is expected
+
+
+def test_the_cached_book_runs_nothing_and_leaves_the_working_tree(repository):
+    staging = book.build(cached=True)
+    for name in ("00_first", "01_second"):
+        assert printed(staging / "notebooks" / f"{name}.ipynb") == []
+    assert (staging / "results" / "summary.json").exists()
+    assert not list((repository / "results").iterdir())
+
+
+def test_a_book_is_built_in_one_way(repository):
+    with pytest.raises(InputError, match="cached and seeds are given; give one of fresh, cached"):
+        book.build(cached=True, seeds=[5])
+    with pytest.raises(InputError, match="no notebook begins with '7'; there are 00_first to 12"):
+        book.build(rerun=["7"])
 
 
 def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
