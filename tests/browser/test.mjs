@@ -35,11 +35,20 @@ async function inContext(options, work) {
   }
 }
 
+// A page's path with faults put into it, and its address.
+const faulty = (name, faults) => `${name}?fault=${encodeURIComponent(faults.map(({ fault }) => fault).join(""))}`;
+const at = (name, faults = []) => `${address}/${faults.length ? faulty(name, faults) : name}`;
+
+// What the checks should have said of faults, and have not.
+const unreported = (faults, reported) =>
+  faults
+    .filter(({ says }) => !reported.some((problem) => problem.includes(says)))
+    .map(({ fault, says }) => `no check reports "${says}" for ${fault}`);
+
 // All checks of one page. Colours are looked at in both schemes, all else in one.
-async function look(name, fault = "") {
+async function look(name, faults) {
   return inContext({ colorScheme: "light", viewport: { width: WIDTHS[0], height: 900 } }, async (context) => {
-    const query = fault && `?fault=${encodeURIComponent(fault)}`;
-    const { page, problems, loads } = await checks.open(context, `${address}/${name}${query}`);
+    const { page, problems, loads } = await checks.open(context, at(name, faults));
     const { bytes, problems: heavy } = await checks.weight(loads);
     const { problems: unsound, captions: found } = await checks.content(page, name);
     for (const width of WIDTHS) {
@@ -53,8 +62,7 @@ async function look(name, fault = "") {
     unsound.push(...(await checks.theme(page)));
     await page.emulateMedia({ colorScheme: "dark" });
     await page.locator("html[data-theme=dark]").waitFor();
-    await page.waitForTimeout(400); // colours fade from one scheme to the other
-    await page.evaluate(() =>
+    await page.evaluate(() => // colours fade from one scheme to the other
       Promise.allSettled(document.getAnimations().filter((a) => a instanceof CSSTransition).map((a) => a.finished)),
     );
     const pale = await checks.accessibility(page, { others: false });
@@ -71,13 +79,12 @@ async function examine(name) {
 }
 
 async function time(name) {
-  await inContext({}, async (context) => waits.push(await checks.wait(await context.newPage(), `${address}/${name}`)));
+  await inContext({}, async (context) => waits.push(await checks.wait(await context.newPage(), at(name))));
 }
 
 // A check that cannot fail checks nothing: faults, put into a sound page, must each be reported.
 async function bite(faults) {
-  const html = faults.map(({ fault }) => fault).join("");
-  const { problems, captions: found } = await look("book/references.html", html);
+  const { problems, captions: found } = await look("book/references.html", faults);
   const reported = [...problems, ...checks.numbering(found)];
   failures.push(...unreported(faults, reported));
 }
@@ -85,23 +92,16 @@ async function bite(faults) {
 // What moves on a page: touched and untouched, calm, and without scripts; of a faulty one, until
 // all that should be said of it is.
 async function tryApp(app, name, faults = []) {
-  const html = faults.map(({ fault }) => fault).join("");
-  const url = `${address}/${name}${html && `?fault=${encodeURIComponent(html)}`}`;
   const found = [];
   for (const [options, check] of app.VISITS) {
     await inContext({ viewport: { width: WIDTHS[0], height: 900 }, ...options }, async (context) => {
-      const { page, problems } = await checks.open(context, url);
+      const { page, problems } = await checks.open(context, at(name, faults));
       found.push(...problems, ...(await check(page)));
     });
-    if (found.includes(app.DEAD) || (html && !unreported(faults, found).length)) break;
+    if (found.includes(app.DEAD) || (faults.length && !unreported(faults, found).length)) break;
   }
   return found;
 }
-
-const unreported = (faults, reported) =>
-  faults
-    .filter(({ says }) => !reported.some((problem) => problem.includes(says)))
-    .map(({ fault, says }) => `no check reports "${says}" for ${fault}`);
 
 async function explore(app, name) {
   failures.push(...(await tryApp(app, name)).map((problem) => `${name}: ${problem}`));
@@ -127,17 +127,16 @@ function bites(app, name, faults) {
   return groups.map((group) => () => biteApp(app, name, group));
 }
 
-async function sheet(fault = "") {
-  const url = `${address}/${SHEET}${fault && `?fault=${encodeURIComponent(fault)}`}`;
+async function sheet(faults) {
   return inContext({}, async (context) => {
-    const { page, problems } = await checks.open(context, url);
+    const { page, problems } = await checks.open(context, at(SHEET, faults));
     return [...problems, ...(await checks.sheet(page))];
   });
 }
 
 async function printSheet() {
   failures.push(...(await sheet()));
-  for (const wrong of SHEET_FAULTS) failures.push(...unreported([wrong], await sheet(wrong.fault)));
+  for (const wrong of SHEET_FAULTS) failures.push(...unreported([wrong], await sheet([wrong])));
 }
 
 async function printBook() {
@@ -146,8 +145,8 @@ async function printBook() {
 }
 
 async function bitePrint() {
-  const fault = encodeURIComponent('<a href="#nowhere">x</a>');
-  const { dead } = await print(browser, address, undefined, [`${SHEET}?fault=${fault}`]);
+  const fault = '<a href="#nowhere">x</a>';
+  const { dead } = await print(browser, address, undefined, [faulty(SHEET, [{ fault }])]);
   if (dead.length !== 1) failures.push(`of one link that leads nowhere, ${dead.length} are reported`);
 }
 
