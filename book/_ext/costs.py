@@ -76,8 +76,6 @@ class MutantsTable(SphinxDirective):
             f"{found['all']:,} changes that can be made to a module in one place; "
             f"{found['killed'] / found['sample']:.0%} were noticed."
         )
-        if "first" in found:  # before tests were written for survivors
-            caption += f" At first {found['first'] / found['sample']:.0%} were."
         rows = [["module", "change", "why it may live"]]
         for one in found["survivors"]:
             change = one["change"].replace("`", "").replace("|", "\\|")
