@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import gc
 import io
 import json
@@ -104,9 +105,16 @@ def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeyp
         r"training 2 networks, as many as are committed, (\d+) at a time: about (\d+) minutes",
         book.forecast(),
     )
-    assert int(told[1]) == len(runs.local_places("auto"))
-    assert int(told[2]) < 5  # they take seconds
+    places = len(runs.local_places("auto"))
+    assert int(told[1]) == places
     assert not list(runs_root.glob("*"))
+    record = RunRecord.load(path)
+    share = record.epochs // 6 / record.epochs
+    slower = 100 * record.provenance["seconds"] * share
+    trained = dataclasses.replace(record, provenance=record.provenance | {"seconds": slower})
+    monkeypatch.setattr(runs, "obtain", lambda some, **options: [trained for _ in some])
+    minutes = 2 * 100 * record.provenance["seconds"] / places / 60
+    assert book.forecast().endswith(f"about {minutes:.0f} minutes")
 
 
 def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):
@@ -132,7 +140,10 @@ def repository(tmp_path, monkeypatch):
         cell = nbformat.v4.new_code_cell(
             "seed = 0\nfresh = False", metadata={"tags": ["parameters"]}
         )
-        cells = [cell, nbformat.v4.new_code_cell("print('a', end=''); print('run', fresh)")]
+        cells = [
+            cell,
+            nbformat.v4.new_code_cell("print('a', end='', flush=True); print('run', fresh)"),
+        ]
         notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(book, "REPOSITORY", tmp_path)
@@ -289,6 +300,28 @@ def test_a_star_stands_for_every_condition_that_has_the_numbers(monkeypatch):
     assert found == [("x", "augmented_sym40", [both["kf"], both["swa"]], [1, -1])]
     settings = [setting for _, setting, *_ in expand(claim | {"noise": ""}, summary)]
     assert settings == ["augmented_clean", "augmented_sym40"]
+
+
+def test_an_item_of_two_seeds_says_so(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from dashboard import Dashboard
+
+    (tmp_path / "results").mkdir()
+    content = {
+        item: {"clean": {m: {"seeds": [v] * n} for m, v in (("kf", 3.0), ("single", 1.0))}}
+        for item, n in (("cifar100", 2), ("label_noise", 5))
+    }
+    (tmp_path / "results" / "summary.json").write_text(json.dumps(content))
+    env = SimpleNamespace(srcdir=tmp_path, note_dependency=lambda path: None)
+    table = SimpleNamespace(env=env, theirs=lambda key: None)
+    table.ours = lambda key: Dashboard.ours(table, key)
+    keys = "cifar100.clean.kf.single; label_noise.clean.kf.single"
+    item = dict.fromkeys(("notebook", "paper", "item", "shows", "theirs"), "")
+    shown = Dashboard.row(table, item | {"ours": keys})[3]
+    cifar, digits = shown.split("; ")
+    assert cifar.startswith("CIFAR-100: +2.0 [2.0")
+    assert cifar.endswith("(n = 2)")
+    assert "n = " not in digits
 
 
 # jupyter_client leaves the event loop of a thread open.

@@ -144,6 +144,10 @@ async function printBook() {
   failures.push(...dead.map((id) => `the book on paper has a link to ${id}, which is not in it`));
 }
 
+function biteNothing() {
+  if (!unreported([{ fault: "", says: "a fault" }], ["another"]).length) failures.push("a fault that nothing reports is not missed");
+}
+
 async function bitePrint() {
   const fault = '<a href="#nowhere">x</a>';
   const { dead } = await print(browser, address, undefined, [faulty(SHEET, [{ fault }])]);
@@ -168,6 +172,7 @@ const faults = [FAULTS, EXPLORER_FAULTS, FILM_FAULTS, SHEET_FAULTS].flat().lengt
 const jobs = [
   ...(pages === PAGES ? [printBook] : []), // the longest first
   bitePrint,
+  biteNothing,
   ...pages.map((name) => () => examine(name)),
   () => bite(FAULTS.filter(({ alone }) => !alone)),
   ...FAULTS.filter(({ alone }) => alone).map((fault) => () => bite([fault])),
