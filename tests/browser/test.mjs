@@ -10,6 +10,7 @@ import { BOOK, print } from "./pdf.mjs";
 import { BROWSER, CHAPTERS, HTML, PAGES, PATIENCE, demandBook, serve } from "./site.mjs";
 
 const WORKERS = 3;
+const LONGEST = 20 * 60_000; // ms, for the whole book; it takes about 8 minutes
 const WIDTHS = [1280, 375];
 const SHEET = "book/cheat_sheet.html";
 const TERMS = ["forget fraction", "early stopping", "knowledge fusion"];
@@ -24,6 +25,13 @@ const failures = [];
 const captions = {};
 const weights = {};
 const waits = [];
+
+// A page that hangs would hold all others up for ever.
+setTimeout(() => {
+  const open = browser.contexts().flatMap((context) => context.pages().map((page) => page.url().slice(0, 80)));
+  console.error(`not done after ${LONGEST / 60_000} minutes; still open: ${open.join(" ")}`);
+  process.exit(1);
+}, LONGEST).unref();
 
 async function inContext(options, work) {
   const context = await browser.newContext(options);
@@ -60,11 +68,10 @@ async function look(name, faults) {
     }
     await page.setViewportSize({ width: WIDTHS[0], height: 900 });
     unsound.push(...(await checks.theme(page)));
+    // Else the colours fade from one scheme to the other while they are looked at.
+    await page.addStyleTag({ content: "*, *::before, *::after { transition: none !important; }" });
     await page.emulateMedia({ colorScheme: "dark" });
     await page.locator("html[data-theme=dark]").waitFor();
-    await page.evaluate(() => // colours fade from one scheme to the other
-      Promise.allSettled(document.getAnimations().filter((a) => a instanceof CSSTransition).map((a) => a.finished)),
-    );
     const pale = await checks.accessibility(page, { others: false });
     unsound.push(...pale.map((problem) => `dark: ${problem}`));
     return { problems: [...problems, ...heavy, ...unsound], captions: found, bytes };
