@@ -29,7 +29,7 @@ from fmnlib.data import Batch, DataSet
 from fmnlib.graph import EAGER_CALLS
 from fmnlib.models import number_format
 from fmnlib.parallel import SINGLE_PROCESS
-from fmnlib.step import Parts, Step, make_optimizer, make_scaler
+from fmnlib.step import Step, TrainingState, make_optimizer, make_scaler
 from fmnlib.training import build_model, pick_device, train
 
 # Batches of 63 and, twice an epoch, of 62, of images that are augmented.
@@ -64,7 +64,7 @@ def stepper(
     data = load(config, device)[0]
     model, labels = build_model(config, data), data.labels
     scaler = make_scaler(config, data.device)
-    parts = Parts(model, make_optimizer(config, model), model, scaler)
+    parts = TrainingState(model, make_optimizer(config, model), model, scaler)
 
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return F.cross_entropy(logits, labels[batch.index], reduction="none")

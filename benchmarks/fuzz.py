@@ -234,7 +234,7 @@ def _changed_json(content: bytes, rng: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def in_place_of(path: Path, rng: random.Random, structured: bool) -> Iterator[str]:
-    """Damage a file, or put what is no file there, and say which; afterwards it is as before."""
+    """Damage a file, or put what is not a file there, and say which; undone afterwards."""
     content = path.read_bytes()
     kind = rng.choices(["bytes", "pipe", "folder", "link", "device"], [40, 1, 1, 1, 1])[0]
     path.unlink()

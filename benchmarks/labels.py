@@ -100,9 +100,10 @@ def measured(config: RunConfig, deadline: float = math.inf) -> Iterator[dict[str
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
-    about = {"dataset": config.dataset, "setting": config.setting, "seed": config.seed}
     data, path = load(config), runs.folder(config)
     wrong = data.flipped.numpy()
+    about = {"dataset": config.dataset, "setting": config.setting, "seed": config.seed}
+    about["wrong"] = float(wrong.mean())
     record = train(config, path, deadline=deadline)
     for name, fusion in mixtures(record.split(config.seed)[0]).items():
         started = time.process_time()

@@ -49,6 +49,13 @@ REASONS = {
     "stats: 1.0 as 2.0 in `return 1.0, math.inf`": (
         "of one group the interval is the widest, whatever the design effect"
     ),
+    "stats: 0 as 1 in `if beyond(sign * (1 - _EDGE), sign) >= 0:": (
+        "at the edge the statistic is 0 or in the thousands"
+    ),
+    "diagnosis: True as False in `@dataclasses.dataclass(frozen=True, kw_only": (
+        "the library itself names every field"
+    ),
+    "fusion: Gt as GtE in `while (step := em_step(": "the bound is never the tolerance itself",
     "stats: Mult as Div in `differences = right * 1.0": "the same numbers",
     "scores: 1 as 2 in `classes = 1 + max(": "one more class that no sample has",
     "diagnosis: Sub as Add in `networks = sum(stop - start": (
@@ -57,14 +64,11 @@ REASONS = {
     "fusion: condition as False in `if values.dtype == np.float16:`": (
         "the same numbers, in three times the time"
     ),
-    "scores: 1 as 2 in `passes = (right > 0)": (
-        "where one or none is right, that is never better than chance"
-    ),
     "fusion: 2 as 3 in `_HALVES =": "a longer table with the same beginning",
     "fusion: 16 as 17 in `_HALVES =": "a longer table with the same beginning",
-    "fusion: 0.0 as 1.0 in `best = (-1": "any first candidate is better",
+    "fusion: 0.0 as 1.0 in `key, best = (-1": "any first candidate is better",
     "diagnosis: 2.0 as 3.0 in `later =": "any small weight decides between equal votes",
-    "fusion: 0 as 1 in `best = (-1": "any first candidate is better",
+    "fusion: 0 as 1 in `key, best = (-1": "any first candidate is better",
     "diagnosis: 20 as 21 in `later =": "any small weight decides between equal votes",
     "diagnosis: condition as False in `if val.probs is not None:  # of": (
         "a view of the same numbers, which takes less memory"
@@ -72,7 +76,7 @@ REASONS = {
     "diagnosis: statement left out in `refuse_test(record)`": (
         "the searches that it calls refuse a test half in the same words"
     ),
-    "fusion: 0 as 1 in `if bounds[row] >= best[0]:`": "more epochs are tried, to the same end",
+    "fusion: 0 as 1 in `if bounds[row] >= key[0]:`": "more epochs are tried, to the same end",
     "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
     "diagnosis: 1 as 2 in `later = 1 +": "votes are compared, whatever each of them counts",
 }

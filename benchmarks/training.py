@@ -26,7 +26,7 @@ from fmnlib import data as datasets
 from fmnlib.data import DataSet
 from fmnlib.distillation import Member, distill, load_network, student_config
 from fmnlib.parallel import World
-from fmnlib.step import Parts, Step, make_optimizer, make_scaler
+from fmnlib.step import Step, TrainingState, make_optimizer, make_scaler
 from fmnlib.training import build_model, predict, train
 
 Case = tuple[str, RunConfig, DataSet, str]
@@ -175,7 +175,7 @@ def bare_seconds(config: RunConfig, data: DataSet, small: bool) -> tuple[float, 
     """Seconds of the steps of an epoch of `train`, and of its evaluation."""
     model, labels = build_model(config, data), data.labels
     scaler = make_scaler(config, data.device)
-    parts = Parts(model, make_optimizer(config, model), model, scaler)
+    parts = TrainingState(model, make_optimizer(config, model), model, scaler)
     each = partial(F.cross_entropy, reduction="none")
     step = Step(config, data, parts, lambda x, b: each(x, labels[b.index]), World(), graphs=True)
 

@@ -109,7 +109,7 @@ def forecast() -> str:
     seconds = sum(float(record.provenance["seconds"]) for record in committed)
     config = RunConfig.of_profile("quick")
     known = next(record for record in committed if record.config == config)
-    places, part = runs.local_places("auto"), known.epochs // 6
+    places, part = runs.local_devices("auto"), known.epochs // 6
     some = [dataclasses.replace(config, epochs=part, seed=n) for n in range(len(places))]
     with tempfile.TemporaryDirectory() as folder, _environment(FMN_RUNS=folder):
         made = runs.obtain(some, fresh=True, progress=False)

@@ -283,7 +283,7 @@ def rank_labels(
     write_whole(csv, table.to_csv(index=False).encode())
     if html is not None:
         if samples.images is None:
-            raise InputError(f"html is for images, and these samples are none; {csv} is written")
+            raise InputError(f"html is for images, which these samples are not; {csv} is written")
         title = f"Labels of {Path(run or files.train or '').name} that look wrong"
         write_whole(html, labels.page(samples, table, title=title).encode())
     rows: dict[str, Any] = {"samples": len(table), "networks": fusion.networks}
@@ -426,7 +426,7 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, no permission
-        remedy = "what was written stays; mend that and give the same command again"
+        remedy = "what was written stays; fix that and give the same command again"
         print(f"fmn: {error}; {remedy}", file=sys.stderr)
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:

@@ -23,7 +23,7 @@ from fmnlib.config import InputError, RunConfig
 from fmnlib.files import Transaction, require_file, write_whole
 from fmnlib.models import State
 from fmnlib.parallel import SINGLE_PROCESS, World
-from fmnlib.step import Parts
+from fmnlib.step import TrainingState
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -88,7 +88,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def snapshot(parts: Parts) -> dict[str, Tensor]:
+def snapshot(parts: TrainingState) -> dict[str, Tensor]:
     """Copies of everything that training changes, by name, on the device that they are on."""
     return {name: value.clone() for name, value in parts.tensors().items()}
 
@@ -98,7 +98,7 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
+def restore(parts: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `snapshot` copied."""
     parts.model.load_state_dict(under(tensors, "model."))
     if parts.ema is not parts.model:
@@ -175,7 +175,6 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
         world.barrier()
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder_lock(folder)
     try:
         lock.acquire(timeout=0)

@@ -103,9 +103,9 @@ class RunConfig:
     """Largest norm of the gradient; 0 is off."""
     warmup: float = _range(0.0, 0)
     """Epochs in which the learning rate rises linearly, before the schedule begins."""
-    schedule: Literal[
-        "cosine", "step", "thirds", "constant", "cyclic", "constant_tail", "cyclic_tail"
-    ] = "cosine"
+    schedule: Literal["cosine", "step", "constant", "cyclic", "constant_tail", "cyclic_tail"] = (
+        "cosine"
+    )
     """Learning rate over time: see `fmnlib.training.learning_rate`."""
     cycles: int = _range(5, 1)
     """Cosine cycles of the cyclic schedules."""
@@ -133,7 +133,8 @@ class RunConfig:
     keep_best: int = _range(0, 0)
     """Keep at most so many, 2 or more, as `fmnlib.scores.covering` chooses by split 0."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those before 8.0."""
+    """Number format; auto is float32 on CPUs, and on GPUs bfloat16, or float16 on those of compute
+    capability 7.x."""
     seed: int = _range(0, 0, below=2**31)
     """Initialisation, order of the data, augmentation."""
     noise_seed: int = _range(0, 0, below=2**31)
@@ -146,9 +147,6 @@ class RunConfig:
         if self.warmup >= self.epochs:
             problem = f"warmup is {self.warmup} of {self.epochs} epochs"
             raise InputError(f"{problem}; make warmup less than epochs")
-        if 0 < self.resize < self.image_size:
-            problem = f"resize is {self.resize} and image_size is {self.image_size}"
-            raise InputError(f"{problem}; make resize 0 or at least image_size")
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
             problem = f"keep is {self.keep} in a run of {self.epochs} epochs"
             raise InputError(f"{problem}; epochs count from 0 to {self.epochs - 1}")
@@ -258,32 +256,19 @@ class RunConfig:
         """Read a config from a run's folder; an `InputError` if the file is damaged."""
         try:
             if not path.is_file():  # a pipe would hang
-                raise OSError("it is no file")
+                raise OSError("it is not a file")
             return cls.from_dict(json.loads(path.read_text()))
         except Exception as error:  # files, JSON and numbers raise half a dozen kinds between them
-            raise InputError(f"{path} is no config ({error}); move its folder away") from error
+            raise InputError(f"{path} is not a config ({error}); move its folder away") from error
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "RunConfig":
-        """Build a config from a mapping; an unknown key is an error that names the nearest one.
-
-        It also reads what versions before 0.2 wrote: every field, the student's among the others,
-        and fields that are gone since, which have to have their defaults.
-        """
-        settings = {k: v for k, v in fields.items() if _RETIRED.get(k, _NO_DEFAULT) != v}
-        own = [field.name for field in dataclasses.fields(cls)]
-        of_student = [field.name for field in dataclasses.fields(StudentConfig)]
-        flat = {name: settings.pop(name) for name in of_student if name in settings}
-        if flat.get("teacher"):
-            settings["student"] = flat
-        elif changed := {k: v for k, v in flat.items() if v != getattr(StudentConfig, k)}:
-            name = next(iter(changed))
-            raise InputError(f"{name} is {changed[name]!r} in a plain run; it is of students only")
-        _refuse_unknown(settings, own)
+        """Build a config from a mapping; an unknown key is an error that names the nearest one."""
+        _refuse_unknown(fields, cls)
         # JSON has lists for tuples.
-        settings |= {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
+        settings: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         if isinstance(student := settings.get("student"), Mapping):
-            _refuse_unknown(student, of_student)
+            _refuse_unknown(student, StudentConfig)
             settings["student"] = StudentConfig(**student)
         return cls(**settings)
 
@@ -332,12 +317,6 @@ class CheckpointFiles:
             raise InputError(f"epochs is {self.epochs} and lr is {self.lr}; give more than 0")
 
 
-_NO_DEFAULT = object()
-# Fields of versions before 0.2, with their defaults.
-_RETIRED = {"interpolation": "bilinear", "no_decay": "none", "warmup_factor": 0.01} | (
-    dict.fromkeys(("eval_size", "eval_resize", "lr_min", "erase", "mixup", "cutmix"), 0)
-)
-
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
@@ -369,10 +348,10 @@ def _check(config: "RunConfig | StudentConfig") -> None:
             raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
         elif name == "keep":
             if not isinstance(value, tuple) or any(type(epoch) is not int for epoch in value):
-                raise InputError(f"keep is {value!r}; give epochs as a list of integers")
+                raise InputError(f"keep is {value!r}; give a tuple of integers")
         elif name == "loss_parameters":
             if not isinstance(value, tuple) or any(type(v) not in (int, float) for v in value):
-                raise InputError(f"loss_parameters is {value!r}; give a list of numbers")
+                raise InputError(f"loss_parameters is {value!r}; give a tuple of numbers")
             object.__setattr__(config, name, tuple(map(float, value)))
         elif name != "student" and (choices := get_args(kind)) and value not in choices:
             raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
@@ -388,7 +367,8 @@ def _differing(config: "RunConfig | StudentConfig") -> dict[str, Any]:
     return {k: v for k, v in values.items() if v != getattr(type(config), k)}
 
 
-def _refuse_unknown(settings: Mapping[str, Any], known: list[str]) -> None:
+def _refuse_unknown(settings: Mapping[str, Any], kind: type[RunConfig | StudentConfig]) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

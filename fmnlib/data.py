@@ -77,7 +77,7 @@ class DataSet:
     def batches(self, indices: Sequence[Tensor], augment: str, seed: int) -> Iterator[Batch]:
         """Training images as an epoch shows them: augmented (as in `RunConfig`) and normalised.
 
-        With a sample's index the seed decides its crop and flip.
+        Crop and flip depend on the seed and on the sample's index alone.
         """
         samples, generator = len(self.labels), torch.Generator(self.device).manual_seed(seed)
         view = torch.zeros(samples, dtype=torch.long, device=self.device)
@@ -106,6 +106,9 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
     """The data set of a run, as `read` finds it: chosen, noisy, and on a device."""
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
+    if classes < 2:
+        part = f" in {config.classes}" * (config.classes != "all")
+        raise InputError(f"{config.dataset} has one class{part}; give two or more")
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
     if config.evaluate == "heldout":  # their labels are noisy too: noise is drawn over all
         every = np.arange(len(labels))

@@ -247,7 +247,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
     options, over_free = _options(val, fold_of)
-    level, groups = _wide(LEVEL), val.groups
+    level, groups = _widened_level(LEVEL), val.groups
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
@@ -340,7 +340,7 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
         rest = val.take(here, "val")
         for name, fusion in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
             right[name][here] = _right(rest, fusion)
-    final, level = val.correct[-1], _wide(LEVEL)
+    final, level = val.correct[-1], _widened_level(LEVEL)
     best = max(right.values(), key=np.sum)
     options = tuple(
         Option(
@@ -389,6 +389,6 @@ def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
-def _wide(error: float) -> float:
+def _widened_level(error: float) -> float:
     """The level at which an interval for counts covers 1 - error at twice their variance."""
     return float(1 - 2 * norm.sf(norm.isf(error / 2) * 2**0.5))

@@ -103,6 +103,9 @@ def distill(
         InputError: If the teacher has no members, or their weights do not sum to 1.
     """
     _check_sum(members)
+    if (folder / "record.npz").exists():  # then the teacher's checkpoints may be gone
+        if (record := RunRecord.load(folder)).config == config:
+            return record
     student = config.student or StudentConfig()
     data = with_view_pool(config, load(config, join(pick_device(device))[1]))
     teacher = [(load_network(member, data), member.weight) for member in members]
@@ -203,7 +206,7 @@ def train_corrected(
     config is that of `corrected_config` for it, members are none; the rest is as in `train`.
 
     Raises:
-        InputError: If the matrix is none, or does not fit the config or the data.
+        InputError: If rows are not probabilities, or it does not fit the config or the data.
     """
     if (fitting := corrected_config(config, matrix)) != config:
         problem = f"the noise matrix is {fitting.teacher} and the run {config.teacher or 'plain'}"
@@ -270,7 +273,6 @@ def _check_sum(members: Sequence[Member]) -> None:
         raise InputError(f"the weights of the teacher's {count} sum to {total:.6g}; make it 1")
 
 
-@torch.no_grad()
 def predict_views(config: RunConfig, data: DataSet, teacher: Teacher) -> Tensor:
     """The teacher's probabilities `[views, samples, classes]`."""
     views = []

@@ -3,11 +3,13 @@
 import dataclasses
 import filecmp
 import functools
+import importlib.util
 import json
-import runpy
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +25,7 @@ from fmnlib.config import SOFT_SHARES, CheckpointFiles, InputError, RunConfig, S
 from fmnlib.data import DataSet
 from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import refuse_existing, write_whole
-from fmnlib.fusion import Fusion, best_epochs
+from fmnlib.fusion import Fusion, Search, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
 from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
@@ -31,9 +33,15 @@ from fmnlib.scores import at_chance
 from fmnlib.stats import gain_rows, gains, paired_gain, picks
 from fmnlib.tracker import load_tracked
 from fmnlib.watch import forward, labels_of, predict_batches
-from fmnlib.weights import Kind, checkpoint_names, find_checkpoints, fit, read_state, write_state
+from fmnlib.weights import (
+    Kind,
+    checkpoint_names,
+    find_checkpoints,
+    load_weights,
+    read_state_dict,
+    write_state_dict,
+)
 
-Search = Callable[[RunRecord], Fusion]
 Maker = Callable[[], nn.Module]
 Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their weights
 
@@ -86,7 +94,7 @@ def fuse_files(
             assert train is not None
             options: Any = {"epochs": files.epochs, "lr": files.lr, "labels": files.labels} | where
             written = distill_checkpoints(make, members, train, seen, **options)
-        write_state(files.output, written.state_dict())
+        write_state_dict(files.output, written.state_dict())
         names = checkpoint_names(at.paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         report: dict[str, Any] = {"checkpoints": len(names), "first": names[0], "final": names[-1]}
@@ -125,8 +133,8 @@ def mixture_on_training(
         record = at.record or _record(at, files, Path(folder))
         fusion = search(record.split(split)[0])
     networks = ((_loaded(at.make, p, files.weights), w) for p, w in _members(at.paths, fusion))
-    mixed = [weight * _predict(network, at.train, at.device) for network, weight in networks]
-    return np.stack(mixed).sum(axis=0), at.train, fusion
+    mixed = sum(weight * _predict(network, at.train, at.device) for network, weight in networks)
+    return np.asarray(mixed), at.train, fusion
 
 
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
@@ -140,9 +148,12 @@ def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
             kind = type(batches).__name__
             raise InputError(f"{source} returned a {kind}; return a DataLoader or a list")
         try:
-            return Labelled(lambda: batches, labels_of(batches), [])
+            labels = labels_of(batches)
         except InputError as error:
             raise InputError(f"of {source}, {error}") from error
+        if not len(labels):
+            raise InputError(f"{source} returned no batch; return batches of inputs and labels")
+        return Labelled(lambda: batches, labels, [])
     return _of_images(open_folder(source, preprocessing))
 
 
@@ -186,7 +197,8 @@ def record_checkpoints(
     """
     predicted: list[np.ndarray] = []
     for path in tqdm(paths, "predicting", unit="checkpoint"):
-        rows = _predict(fit(model, read_state(path, kind), str(path)), data, device, str(path))
+        network = load_weights(model, read_state_dict(path, kind), str(path))
+        rows = _predict(network, data, device, str(path))
         if not predicted:
             shape = (len(paths), *rows.shape)
             probs = open_memmap(folder / "probs.npy", "w+", np.float16, shape)
@@ -278,7 +290,7 @@ def distill_checkpoints(
 
 
 def _loaded(make: Maker, path: Path, kind: Kind) -> nn.Module:
-    return fit(make(), read_state(path, kind), str(path))
+    return load_weights(make(), read_state_dict(path, kind), str(path))
 
 
 def _distill_batches(
@@ -354,8 +366,8 @@ def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
     if at_chance(record.predicted, record.labels):
         problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
         raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
-    best = read_state(at.paths[int(record.accuracy.argmax())], files.weights)
-    _refuse_foreign_batchnorm(fit(at.network, best), at.data, record, at.device)
+    best = read_state_dict(at.paths[int(record.accuracy.argmax())], files.weights)
+    _refuse_foreign_batchnorm(load_weights(at.network, best), at.data, record, at.device)
     return record
 
 
@@ -410,6 +422,19 @@ def _predict(
     return logits.softmax(1).numpy()
 
 
+@functools.cache
+def _imported(file: Path) -> ModuleType:
+    """A Python file as a module; it finds the modules beside it, as when run by itself."""
+    sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)  # so that workers of a DataLoader find its classes
+    spec.loader.exec_module(module)
+    return module
+
+
 def _function(name: str, what: str) -> Callable[[], Any]:
     """The function FILE.py:FUNCTION; the file is imported once."""
     file, _, function = name.rpartition(":")
@@ -418,7 +443,7 @@ def _function(name: str, what: str) -> Callable[[], Any]:
     if not Path(file).is_file():
         raise InputError(f"{what} is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
     try:
-        make = runpy.run_path(file).get(function)
+        make = getattr(_imported(Path(file).resolve()), function, None)
     except Exception as error:  # whatever a file of the user's raises
         raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
     if not callable(make):

@@ -83,14 +83,14 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
     file = open(path, mode, opener=lambda name, flags: os.open(name, flags | safely, 0o666))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     return file
 
 
 def require_file(path: Path) -> None:
-    """An `OSError` for what is no file: to open a pipe would hang."""
+    """An `OSError` for what is not a file: to open a pipe would hang."""
     if not path.is_file():
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
 
 
 def refuse_existing(path: Path) -> None:

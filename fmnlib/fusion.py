@@ -32,7 +32,8 @@ Right = Bool[np.ndarray, " samples"]
 Probs = Float64[np.ndarray, "samples classes"]
 _SMALLEST = 1e-12  # what `fmnlib.stats.nll` counts a probability of 0 as
 _NEGLIGIBLE = 1e-4  # a weight below it costs a network and changes nothing
-_ROUNDING = 1e-12  # an interval of shares as narrow as this is none
+_TOLERANCE = 1e-3  # how far from its optimum the log-likelihood may stay, in nats a sample
+_ROUNDING = 1e-12  # an interval of shares as narrow as this counts as empty
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
@@ -77,6 +78,10 @@ class Fusion:
             )
         except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
+
+
+Search = Callable[[RunRecord], Fusion]
+"""What chooses a fusion by a validation half."""
 
 
 def fuse(record: RunRecord, fusion: Fusion) -> Probs:
@@ -246,13 +251,14 @@ def exhaustive_fusion(
             candidate = _window_mean(probs, row, wide, few)
             ends = share_intervals(fused[few], candidate, np.zeros_like(labels))
             bounds.append(best_share(*ends)[1])
-        best = (-1, 0.0, 0, 0.0)
+        key, best = (-1, 0.0, 0), (0, 0.0, fused)
         for row in np.argsort(bounds)[::-1].tolist():
-            if bounds[row] >= best[0]:
-                ends = share_intervals(fused, _window_mean(probs, row, wide), labels)
-                share, count, width = best_share(*ends)
-                best = max(best, (count, width, -row, share))
-        return -best[2], best[3], _window_mean(probs, -best[2], wide)
+            if bounds[row] >= key[0]:
+                candidate = _window_mean(probs, row, wide)
+                share, count, width = best_share(*share_intervals(fused, candidate, labels))
+                if (count, width, -row) > key:  # at a tie the widest interval, then the earliest
+                    key, best = (count, width, -row), (row, share, candidate)
+        return best
 
     return _fuse_greedily(val, wide, max_picks, propose)
 
@@ -290,29 +296,23 @@ def greedy_selection(val: RunRecord, size: int) -> Fusion:
     return _over_kept(val, np.bincount(chosen[:length], minlength=len(probs)) / length)
 
 
-def likelihood_weights(val: RunRecord, *, tolerance: float = 1e-3) -> Fusion:
+def likelihood_weights(val: RunRecord) -> Fusion:
     """The weights under which the mixture finds the validation labels likeliest, by EM.
 
     Maximises L(w) = mean_n log sum_e w_e p_e(y_n | x_n), which is concave in w. At any w no
     other weights reach more than L(w) + max_e dL/dw_e - 1 (the tangent lies above L, and is
-    largest at a single epoch): EM stops when that bound promises less than the tolerance.
-    Weights below 1e-4 are then dropped.
-
-    Args:
-        val: The validation half of a run.
-        tolerance: How far from the optimum the log-likelihood may stay, in nats a sample.
+    largest at a single epoch): EM stops when that bound promises less than 0.001 nats a
+    sample. Weights below 1e-4 are then dropped.
 
     >>> probs = np.array([[[0.8, 0.2], [0.8, 0.2]], [[0.2, 0.8], [0.2, 0.8]]])
     >>> likelihood_weights(RunRecord.from_arrays(probs, [0, 1])).weights.tolist()
     [0.5, 0.5]
     """
     refuse_test(val)
-    if not tolerance > 0:
-        raise InputError(f"tolerance is {tolerance}; give a number above 0")
     probs = _kept_probs(val)
     likelihood = _to_float64(probs[:, np.arange(len(val.labels)), val.labels]).clip(_SMALLEST)
     weights = np.full(len(probs), 1 / len(probs))
-    while (step := em_step(weights, likelihood))[1] > tolerance:
+    while (step := em_step(weights, likelihood))[1] > _TOLERANCE:
         weights = step[0]
     weights = np.where(weights < _NEGLIGIBLE, 0.0, weights)
     return _over_kept(val, weights / weights.sum())
@@ -361,7 +361,7 @@ def best_share(
     """The middle of the widest interval of shares with the most samples inside their (lo, hi).
 
     Accuracy is an exact step function of the share, #{n: lo_n < eps < hi_n}, so that two sorts
-    find its maximum. An interval as narrow as the rounding of its ends is no interval.
+    find its maximum. An interval as narrow as the rounding of its ends counts as empty.
 
     Returns:
         The share, the number of samples right at it, the width of its interval.

@@ -260,7 +260,7 @@ class _Decoder(Dataset[Any]):
                     with Image.open(path) as image:
                         images.append(self.transform(image.convert("RGB")))
             except (OSError, SyntaxError, ValueError, *bombs) as error:
-                return f"{path} cannot be read as an image ({error}); mend it, or move it away"
+                return f"{path} cannot be read as an image ({error}); fix it, or move it away"
         return torch.stack(images)
 
 

@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from fmnlib.config import CheckpointFiles, InputError
-from fmnlib.fusion import Fusion, fuse
-from fmnlib.record import RunRecord, as_array, as_names
+from fmnlib.fusion import Fusion, Search, fuse
+from fmnlib.record import RunRecord, as_array, as_names, check_integers
 from fmnlib.tracker import as_probs, load_tracked
-
-Search = Callable[[RunRecord], Fusion]
 
 _SHOWN = 60  # images of the page
 _SIDE = 224  # pixels of the larger ones
@@ -75,12 +73,7 @@ def suspects(
     ([1, 0], [0, 1], [0.5, -0.5])
     """
     p, given = as_probs(probs, "probs"), as_array(labels)
-    if given.shape != p.shape[:1] or not np.issubdtype(given.dtype, np.integer):
-        problem = f"labels are {given.dtype} {list(given.shape)} for {len(p)} rows of probs"
-        raise InputError(f"{problem}; give one integer class a row")
-    if given.min() < 0 or given.max() >= p.shape[1]:
-        problem = f"labels run from {given.min()} to {given.max()}"
-        raise InputError(f"{problem} and probs have {p.shape[1]} classes; count classes from 0")
+    check_integers("labels", given, p.shape[:1], p.shape[1])
     if classes and len(classes) != p.shape[1]:
         raise InputError(f"{len(classes)} names of {p.shape[1]} classes; give each its name")
     names = as_names("files", files, len(p))

@@ -60,8 +60,8 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:
     """The mean of state dictionaries by their weights, of sum 1: "Averaged KF", SWA.
 
-    Sums run in float64, one member in memory at a time. What is no floating number, such as the
-    count of batches seen by a BatchNorm, has no mean and is the last member's.
+    Sums run in float64, one member in memory at a time. An integer, such as the count of batches
+    that a BatchNorm has seen, has no mean and is the last member's.
 
     >>> states = [({"w": torch.tensor([float(i)])}, 0.25) for i in (1, 2, 3, 4)]
     >>> average_weights(states)["w"].item()

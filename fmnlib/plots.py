@@ -1,6 +1,7 @@
 """Draw arrays on a given Axes and return it; nothing is computed here.
 
-A method has one colour, one marker and one name in the whole book. Colour is never the only cue.
+A method has one name, one marker and the colour of its price in the whole book, and colour is
+never the only cue.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ Runs = Float[np.ndarray, "runs epochs"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class MethodStyle:
     """How a method looks wherever it is drawn."""
 
     name: str
@@ -41,40 +42,42 @@ LINES: list[tuple[str, LineStyle]] = [
 ]  # fmt: skip
 """Colours with line styles, for curves that are not of methods."""
 
+# A colour for each price: one network of one run, several of them (blue), a second training (red),
+# further runs (green); grey for what trains on right labels, or trains no network.
 METHODS = {
-    "single": Look("Final network", BLACK, "o"),
-    "early_stopping": Look("Early stopping", GREY, "s"),
-    "window": Look("Early-stopping window", GREY, "D"),
-    "best_probs": Look("Mean of 5 best", GREEN, "^"),
-    "averaged_best": Look("Mean weights of 5 best", GREEN, "v"),
-    "ema_stopped": Look("EMA with early stopping", GREY, "d"),
-    "knn": Look("15 nearest neighbours", PINK, "o"),
-    "clean_half": Look("Clean half alone", BLACK, "s"),
-    "clean_half_added": Look("Clean half added", BLACK, "P"),
-    "horizontal_one": Look("Horizontal (i)", PINK, "p"),
-    "fixed_jumps_one": Look("Fixed jumps (i)", PINK, "h"),
-    "horizontal": Look("Horizontal", PINK, "<"),
-    "fixed_jumps": Look("Fixed jumps", PINK, ">"),
-    "snapshot": Look("Snapshot", GREEN, "X"),
-    "fge": Look("FGE", PINK, "d"),
-    "swa": Look("SWA", GREY, "X"),
-    "ema": Look("EMA", GREY, "d"),
-    "kf_one": Look("KF (i)", BLUE, "^"),
-    "kf": Look("KF (∞)", BLUE, "D"),
-    "anchored_kf": Look("Anchored KF", BLUE, "o"),
-    "averaged_kf": Look("Averaged KF", GREY, "v"),
-    "independent": Look("Independent ×3", GREEN, "P"),
-    "student_single": Look("Distilled single", RED, "o"),
-    "student_independent": Look("Distilled ×3", RED, "P"),
-    "student_early": Look("Distilled early stopping", RED, "s"),
-    "student_best": Look("Distilled 5 best", RED, "^"),
-    "distilled_kf": Look("Distilled KF", RED, "*"),
-    "refined_kf": Look("Distilled KF, refined", RED, "X"),
-    "uniform": Look("Uniform", GREEN, "o"),
-    "kf_grid": Look("KF (∞), grid of 0.01", BLUE, "s"),
-    "exhaustive": Look("KF, all epochs tried", RED, "D"),
-    "greedy": Look("Greedy selection", GREEN, "D"),
-    "likelihood": Look("Maximum likelihood", RED, "s"),
+    "single": MethodStyle("Final network", BLACK, "o"),
+    "early_stopping": MethodStyle("Early stopping", BLACK, "s"),
+    "window": MethodStyle("Early-stopping window", BLUE, "s"),
+    "best_probs": MethodStyle("Mean of 5 best", BLUE, "^"),
+    "averaged_best": MethodStyle("Mean weights of 5 best", BLACK, "v"),
+    "ema_stopped": MethodStyle("EMA with early stopping", BLACK, "d"),
+    "knn": MethodStyle("15 nearest neighbours", GREY, "o"),
+    "clean_half": MethodStyle("Clean half alone", GREY, "s"),
+    "clean_half_added": MethodStyle("Clean half added", GREY, "P"),
+    "horizontal_one": MethodStyle("Horizontal (i)", BLUE, "p"),
+    "fixed_jumps_one": MethodStyle("Fixed jumps (i)", BLUE, "h"),
+    "horizontal": MethodStyle("Horizontal", BLUE, "<"),
+    "fixed_jumps": MethodStyle("Fixed jumps", BLUE, ">"),
+    "snapshot": MethodStyle("Snapshot", BLUE, "*"),
+    "fge": MethodStyle("FGE", BLUE, "H"),
+    "swa": MethodStyle("SWA", BLACK, "X"),
+    "ema": MethodStyle("EMA", BLACK, "P"),
+    "kf_one": MethodStyle("KF (i)", BLUE, "d"),
+    "kf": MethodStyle("KF (∞)", BLUE, "D"),
+    "anchored_kf": MethodStyle("Anchored KF", BLUE, "o"),
+    "averaged_kf": MethodStyle("Averaged KF", BLACK, "D"),
+    "independent": MethodStyle("Independent ×3", GREEN, "P"),
+    "student_single": MethodStyle("Distilled single", RED, "o"),
+    "student_independent": MethodStyle("Distilled ×3", RED, "P"),
+    "student_early": MethodStyle("Distilled early stopping", RED, "s"),
+    "student_best": MethodStyle("Distilled 5 best", RED, "^"),
+    "distilled_kf": MethodStyle("Distilled KF", RED, "*"),
+    "refined_kf": MethodStyle("Distilled KF, refined", RED, "X"),
+    "uniform": MethodStyle("Uniform", BLUE, "8"),
+    "kf_grid": MethodStyle("KF (∞), grid of 0.01", BLUE, "X"),
+    "exhaustive": MethodStyle("KF, all epochs tried", BLUE, "P"),
+    "greedy": MethodStyle("Greedy selection", BLUE, "v"),
+    "likelihood": MethodStyle("Maximum likelihood", BLUE, "p"),
 }
 """The methods in the order in which tables and figures show them."""
 
@@ -112,16 +115,15 @@ def weights(ax: Axes, weight: Curve) -> Axes:
     return ax
 
 
-def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str] | None = None) -> Axes:
+def methods(ax: Axes, summary: Mapping[str, Numbers], order: Sequence[str]) -> Axes:
     """Accuracy of the methods of one setting, a dot each with its standard error."""
-    names = [m for m in METHODS if m in summary] if order is None else list(order)
-    rows = [(METHODS[method], summary[method]) for method in names]
+    rows = [(METHODS[method], summary[method]) for method in order]
     return _rows(ax, rows, "test accuracy (%)", size=9)
 
 
 def dots(ax: Axes, rows: Mapping[str, Numbers], xlabel: str) -> Axes:
     """A dot with its standard error for each named row."""
-    return _rows(ax, [(Look(name, BLUE, "D"), row) for name, row in rows.items()], xlabel)
+    return _rows(ax, [(MethodStyle(name, BLUE, "D"), row) for name, row in rows.items()], xlabel)
 
 
 def finish(ax: Axes, *, outside: bool = False, **labels: Any) -> Axes:
@@ -132,7 +134,7 @@ def finish(ax: Axes, *, outside: bool = False, **labels: Any) -> Axes:
 
 
 def _rows(
-    ax: Axes, rows: Sequence[tuple[Look, Numbers]], xlabel: str, size: float | None = None
+    ax: Axes, rows: Sequence[tuple[MethodStyle, Numbers]], xlabel: str, size: float | None = None
 ) -> Axes:
     for row, (look, numbers) in enumerate(rows):
         ax.errorbar(numbers["mean"], row, xerr=numbers["sem"], color=look.color,

@@ -115,7 +115,7 @@ class RunRecord:
             check_integers("index", self.index, (samples,), np.iinfo(np.int64).max)
         for name in ("ids", "groups"):
             if as_names(name, getattr(self, name), samples) is not getattr(self, name):
-                raise InputError(f"{name} are no numpy array; make one of them")
+                raise InputError(f"{name} are not a numpy array; make one of them")
         for name, values in {**self.curves, "loss_histogram": self.loss_histogram}.items():
             if values is not None and np.shape(values)[:1] != (epochs,):
                 raise InputError(f"{name} is {np.shape(values)}; give a row for {epochs} epochs")
@@ -214,8 +214,9 @@ class RunRecord:
         if len(self.labels) < 2:
             raise InputError("one sample has no two halves; record more samples")
         names = self.ids if self.groups is None else self.groups
-        val, test = halves(len(self.labels), seed)
-        if names is not None:
+        if names is None:
+            val, test = halves(len(self.labels), seed)
+        else:
             part = _deal(names, 2, str(seed))
             test, val = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
         return self.take(val, "val"), self.take(test, "test")
@@ -290,7 +291,7 @@ class RunRecord:
             probs, expected = arrays.pop("probs", None), arrays.pop("probs_checksum", None)
             if probs is None and (path / "probs.npy").exists():
                 if not (path / "probs.npy").is_file():  # a pipe would hang
-                    raise ValueError("probs.npy is no file")
+                    raise ValueError("probs.npy is not a file")
                 probs = np.load(path / "probs.npy", mmap_mode="r", allow_pickle=False)
                 if not np.array_equal(checksums(probs), expected):
                     raise ValueError("probs.npy is not what the record says that it is")
@@ -303,7 +304,7 @@ class RunRecord:
             return record
         except Exception as error:  # zip, zlib, numpy and JSON raise a dozen kinds between them
             reason = str(error).partition("\n")[0] or type(error).__name__
-            problem = f"{file} is damaged or is no record ({reason})"
+            problem = f"{file} is damaged or is not a record ({reason})"
             raise InputError(f"{problem}; move it away and run again") from error
 
 
@@ -327,7 +328,7 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refuse_test(record: RunRecord, does: str = "selects") -> None:
-    """Hold what selects, or does something else with labels, to the validation half."""
+    """An `InputError` for a test half, which nothing may be chosen or estimated on."""
     if record.half == "test":
         raise InputError(f"this is a test half, which {does} nothing; give the validation half")
 
@@ -342,6 +343,8 @@ def folds(record: RunRecord, number: int, seed: int) -> Int[np.ndarray, " sample
     [0, 1, 0, 1]
     """
     names = record.ids if record.groups is None else record.groups
+    if names is None and len(record.labels) < number:
+        raise InputError(f"{len(record.labels)} samples do not make {number} parts; record more")
     if names is None:
         return np.random.default_rng(seed).permutation(len(record.labels)) % number
     return _deal(names, number, f"fold {seed}")
@@ -375,7 +378,7 @@ def as_array(values: Any) -> np.ndarray:
             raise TypeError("it holds objects")
         return array
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        problem = f"a {type(values).__name__} is no array ({str(error).partition(chr(10))[0]})"
+        problem = f"a {type(values).__name__} is not an array ({str(error).partition(chr(10))[0]})"
         raise InputError(f"{problem}; give an array, a tensor or equal lists") from error
 
 

@@ -28,7 +28,7 @@ from fmnlib.models import number_format
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums, halves
 from fmnlib.scores import covering
 
-Job = Callable[[], Callable[[], None]]
+WriteJob = Callable[[], Callable[[], None]]
 """Computes something, and returns what is left to do, which is to wait for the disk."""
 
 CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "seconds")
@@ -48,7 +48,7 @@ class EpochOutputs:
 class Recorder:
     """The growing record of one run; probabilities go straight to a file, a row an epoch.
 
-    By the network's layers is decided what checkpoints hold in half precision.
+    The network's layers decide which weights checkpoints hold in half precision.
     """
 
     def __init__(self, config: RunConfig, folder: Path, data: DataSet, model: nn.Module) -> None:
@@ -72,9 +72,9 @@ class Recorder:
         states = 2 * 3 * sum(t.nbytes for _, t in tensors)  # of weights, momentum and average
         probs = 2 * math.prod(shape)  # in half precision
         self.disk = weights * min(most, len(self.kept)) + states + probs  #: Bytes that a run takes
-        _lay_out(self._probs, shape, self.disk)
+        _allocate_probs(self._probs, shape, self.disk)
 
-    def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> Job:
+    def writing(self, epoch: int, outputs: EpochOutputs, tensors: dict[str, Tensor]) -> WriteJob:
         """The job of writing an epoch to disk, with copies of tensors as `snapshot` makes them."""
 
         def write() -> Callable[[], None]:
@@ -192,7 +192,7 @@ class Background:
         self._last: Future[None] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def do(self, job: Job) -> None:
+    def do(self, job: WriteJob) -> None:
         """Wait for the last job, then start this one."""
         self.wait()
         rest = job() if self._stream is None else self._behind(job, self._stream)
@@ -203,7 +203,7 @@ class Background:
         if self._last is not None:
             self._last.result()
 
-    def _behind(self, job: Job, stream: torch.cuda.Stream) -> Callable[[], None]:
+    def _behind(self, job: WriteJob, stream: torch.cuda.Stream) -> Callable[[], None]:
         queued = torch.cuda.Event()
         queued.record(torch.cuda.current_stream(stream.device))
 
@@ -258,21 +258,23 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> tuple[str, bool]:
-    """The commit of the checkout that this library lies in, and whether files differ from it."""
+    """The commit of the library's checkout, if it has one, and whether files differ from it."""
 
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
+    def git(*arguments: str) -> str:
+        here, command = Path(__file__).parent, ("git", *arguments)
         try:
-            output = subprocess.check_output(("git", *words), cwd=here, stderr=subprocess.DEVNULL)
+            output = subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
             return ""
         return output.decode().strip()
 
+    if not git("ls-files", "__init__.py"):  # it is installed, maybe inside another repository
+        return "", False
     return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
 
 
-def _lay_out(path: Path, shape: tuple[int, ...], needed: int) -> None:
-    """Make the file of probabilities of a new run; that of a run that goes on stays.
+def _allocate_probs(path: Path, shape: tuple[int, ...], needed: int) -> None:
+    """Make the file of probabilities of a new run; keep the file of a resumed run.
 
     A new run, which takes so many bytes, is refused where the disk does not hold it.
     """

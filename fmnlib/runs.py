@@ -122,7 +122,6 @@ def obtain(
     device: str = "auto",
     workers: int | None = None,
     progress: bool = True,
-    deadline: float = math.inf,
 ) -> list[RunRecord]:
     """The records of many runs, in order: read where they are there, else trained.
 
@@ -132,10 +131,6 @@ def obtain(
         device: As in `fmnlib.training.train`.
         workers: Runs at a time; as many as there are cores, or GPUs, where not given.
         progress: Show a bar.
-        deadline: As in `fmnlib.training.train`.
-
-    Raises:
-        Paused: If runs are left to make for the deadline.
     """
     every = [job if isinstance(job, Job) else Job(job) for job in jobs]
     jobs_by_id = {job.config.id: job for job in every}
@@ -146,7 +141,7 @@ def obtain(
     teachers = {c.id: jobs_by_id.get(c.id, Job(c)) for c in made_from}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
-        make_all(functools.partial(_left, stage), device, workers, progress, deadline)
+        make_all(functools.partial(_left, stage), device, workers, progress)
     return [known[job.config.id] or RunRecord.load(folder(job.config)) for job in every]
 
 
@@ -158,7 +153,7 @@ def listing() -> list[dict[str, str | int | float]]:
         try:
             row["epochs"] = RunConfig.load(path).epochs
             if (path.parent / "record.npz").exists():
-                accuracy = RunRecord.load(path.parent).accuracy[-1]
+                accuracy = RunRecord.load(path.parent / "record.npz").accuracy[-1]
                 row |= {"state": "complete", "accuracy": round(float(accuracy), 4)}
         except InputError:
             row["state"] = "damaged"  # the others are listed all the same
@@ -183,16 +178,17 @@ def make_all(
     progress: bool = True,
     deadline: float = math.inf,
 ) -> None:
-    """Make jobs side by side until none is left; other arguments are as in `obtain`.
+    """Make jobs side by side until none is left, or the deadline of `fmnlib.training.train`.
 
-    `jobs` lists what is left to make, most urgent first, and is called again after each. On a CPU
-    each has one thread: so it is fastest, and its bits do not depend on its neighbours. Each goes
-    to the GPU with the fewest. What another process makes meanwhile is left to it.
+    Other arguments are as in `obtain`. `jobs` lists what is left to make, most urgent first, and
+    is called again after each. On a CPU each has one thread: so it is fastest, and its bits do not
+    depend on its neighbours. Each goes to the GPU with the fewest runs. Jobs that another process
+    is making are left to it.
 
     Raises:
         Paused: If jobs are left for the deadline.
     """
-    places = local_places(device, workers)
+    places = local_devices(device, workers)
     if not jobs():
         return
     alone = len(places) == 1  # then in this process
@@ -273,7 +269,7 @@ def make_on_ray(
         raise error.cause from None
     except ray.exceptions.RayError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"a run ended {_RETRIES + 1} times ({reason}); mend that") from error
+        raise InputError(f"a run ended {_RETRIES + 1} times ({reason}); fix that") from error
     finally:
         probe.unlink(missing_ok=True)
         if mine:
@@ -298,7 +294,7 @@ def follow(
 
     A job begins when the networks that it is made from are there. One that another process makes
     is passed over, and tried again when something else is done, or soon if a place is idle.
-    Where one pauses, the others are let pause, too.
+    If one pauses, the others are waited for until they have paused, too.
     """
     running: dict[Future[bool], tuple[str, str]] = {}  # names and places
     held, idle = set[str](), list(places)  # by other processes; by nobody
@@ -348,7 +344,7 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
         return False
 
 
-def local_places(device: str, workers: int | None = None) -> list[str]:
+def local_devices(device: str, workers: int | None = None) -> list[str]:
     """The device of each of the runs at a time: the GPUs of this machine in turn, or the device.
 
     Raises:

@@ -69,8 +69,8 @@ def forgotten_after(correct: Correct, epoch: int) -> Bool[np.ndarray, " samples"
 def covering(correct: Correct, number: int) -> Int[np.ndarray, " kept"]:
     """The epochs that a run keeps if it may keep so many, 2 or more, decided after each epoch.
 
-    One too many gives up that which alone is right about the fewest samples; of equal ones the
-    least accurate, then the earliest. The last epoch and the most accurate one stay.
+    Beyond that number it drops the epoch that alone is right about the fewest samples; of equal
+    ones the least accurate, then the earliest. The last epoch and the most accurate one stay.
 
     >>> covering(np.array([[True, False, False], [False, True, False], [False, True, True]]), 2)
     array([0, 2])
@@ -145,7 +145,7 @@ def at_chance(
     samples, level = len(labels), 1e-3 / len(predicted)
     classes = 1 + max(int(labels.max()), int(predicted.max()))
     share = [np.bincount(row, minlength=classes) / samples for row in (labels, *predicted)]
-    chance = np.clip([float(share[0] @ one) for one in share[1:]], 0, 1)
+    chance = np.array([float(share[0] @ one) for one in share[1:]])
     right = (predicted == labels).sum(axis=1)
-    passes = (right > 0) & (bdtrc(np.maximum(right, 1) - 1, samples, chance) < level)
+    passes = bdtrc(right - 1, samples, chance) < level
     return bool(share[0].max() ** samples < level and not passes.any())

@@ -173,23 +173,23 @@ def with_error(numbers: Numbers) -> str:
     return f"{numbers['mean']:.1f}{error}"
 
 
-def interval(values: Values, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of values, one for each seed, and the ends of its interval by Student's t.
+def interval(values: Values) -> tuple[float, float, float]:
+    """Mean of values, one for each seed, and the ends of its 95% interval by Student's t.
 
     >>> [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
     [2.0, -0.48, 4.48]
     """
     mean, sem = mean_sem(values)
-    half = float(student_t.ppf((1 + level) / 2, len(values) - 1)) * sem
+    half = float(student_t.ppf(0.975, len(values) - 1)) * sem
     return mean, mean - half, mean + half
 
 
 def paired_difference(
-    results: Iterable[Result], setting: str, method: str, baseline: str, level: float = 0.95
+    results: Iterable[Result], setting: str, method: str, baseline: str
 ) -> tuple[float, float, float]:
     """How much more accurate a method is than a baseline on the same runs and splits, in points.
 
-    The mean difference, and the ends of its interval by Student's t over seeds.
+    The mean difference, and the ends of its 95% interval by Student's t over seeds.
 
     Raises:
         InputError: If a run or split has only one of the two.
@@ -200,13 +200,11 @@ def paired_difference(
     if set(pairs.columns) != {method, baseline} or pairs.isna().any(axis=None):
         raise InputError(f"{method} and {baseline} are not paired in {setting}; score both on all")
     per_seed = 100 * (pairs[method] - pairs[baseline]).groupby("seed").mean()
-    return interval(per_seed.to_numpy(), level)
+    return interval(per_seed.to_numpy())
 
 
 def differences(
-    results: Iterable[Result],
-    pairs: Iterable[tuple[str, str]],
-    names: Mapping[str, str] | None = None,
+    results: Iterable[Result], pairs: Iterable[tuple[str, str]], names: Mapping[str, str]
 ) -> pd.DataFrame:
     """A table for reading: method − baseline down, settings across, points with 95% intervals.
 
@@ -217,7 +215,7 @@ def differences(
         row = {
             readable(s): points(*paired_difference(results, s, *pair)) for s in _settings(results)
         }
-        rows[" − ".join((names or {}).get(method, method) for method in pair)] = row
+        rows[" − ".join(names.get(method, method) for method in pair)] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -241,7 +239,7 @@ def outcome(low: float, high: float) -> str:
 
     Returns:
         equal (the whole interval lies within the margin), found (above zero), opposite (below
-        zero), or not clear; one seed where there is no interval.
+        zero), or not clear; one seed where there counts as empty.
 
     >>> [outcome(*ends) for ends in [(-0.2, 0.4), (0.3, 2.0), (-2.0, -0.3), (-2.0, 2.0)]]
     ['equal', 'found', 'opposite', 'not clear']
@@ -340,7 +338,7 @@ def proportion(mask: Mask, level: float = 0.95, groups: Groups = None) -> Interv
     >>> print(proportion(np.zeros(100, bool)))
     0.0% (0.0 to 3.7)
     """
-    share, (effect, z) = float(mask.mean()), _dependence(mask * 1.0, groups, level)
+    share, (effect, z) = float(mask.mean()), _design_effect(mask * 1.0, groups, level)
     if math.isinf(z):
         return Interval(share, 0.0, 1.0)
     weight = z**2 * effect / len(mask)
@@ -367,7 +365,7 @@ def paired_gain(right: Mask, baseline: Mask, level: float = 0.95, groups: Groups
     +10.0 points (+1.6 to +21.9)
     """
     differences = right * 1.0 - baseline
-    value, (effect, z) = float(differences.mean()), _dependence(differences, groups, level)
+    value, (effect, z) = float(differences.mean()), _design_effect(differences, groups, level)
     won, lost = (differences > 0).sum() / effect, (differences < 0).sum() / effect
     samples = len(right) / effect
 
@@ -392,7 +390,7 @@ def mean_gain(
     >>> print(mean_gain(np.array([0.0, 0.1, 0.2])))
     +10.0 points (-1.3 to +21.3)
     """
-    effect, z = _dependence(differences, groups, level)
+    effect, z = _design_effect(differences, groups, level)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) * math.sqrt(effect / len(differences))
     half = z * error if error or math.isfinite(z) else z
@@ -455,7 +453,7 @@ def picks(fusion: Fusion, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _dependence(
+def _design_effect(
     values: Float[np.ndarray, " samples"], groups: Groups, level: float
 ) -> tuple[float, float]:
     """The design effect of a mean, at least 1, and the quantile of an interval of this level.

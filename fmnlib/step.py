@@ -20,7 +20,7 @@ Criterion = Callable[[Tensor, Batch], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class TrainingState:
     """What changes while a run trains; without an average `ema` is the model itself."""
 
     model: nn.Module
@@ -55,7 +55,7 @@ class Step:
         self,
         config: RunConfig,
         data: DataSet,
-        parts: Parts,
+        parts: TrainingState,
         criterion: Criterion,
         world: World,
         graphs: bool,

@@ -189,7 +189,7 @@ def load_tracked(folder: Path | str) -> RunRecord:
 
     Labels and predictions are checked against their checksums, and the probabilities too where
     they take 2 GiB or less; beyond that those of the last epoch alone. An `InputError` if the
-    folder is none, is damaged, or holds no epoch.
+    folder is not a tracked folder, is damaged, or holds no epoch.
     """
     folder = Path(folder)
     head = _read_head(folder)
@@ -245,14 +245,14 @@ def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "sample
         raise InputError("outputs are said to be probs but are negative or not of sum 1")
     if sum_to_1 and kind != "logits":
         return values
-    if kind is None and (fault := _fault(values)):
+    if kind is None and (fault := _why_not_logits(values)):
         problem = f"outputs look like {fault}, neither logits nor probabilities"
         raise InputError(f'{problem}; give one of them, or say Tracker(..., outputs="logits")')
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _fault(values: np.ndarray) -> str:
+def _why_not_logits(values: np.ndarray) -> str:
     """What rows are that are not of sum 1 and would be poor logits; nothing if they may be."""
     if values.min() < 0 or not np.ptp(values, axis=1).any():  # zeros of a fresh layer are logits
         return ""
@@ -268,7 +268,8 @@ def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
     """Whether the rows are the softmax of probabilities that are confident of several classes.
 
     The logits of a softmax of q are log q's own: log p + c with c = (1 - sum log p) / classes
-    gives q back. A network that knows little yet is not confident; one that boosts passes by.
+    gives q back. A network that knows little yet is not confident,
+    nor is one that boosts.
     """
     logs = np.log(probs[:: 1 + len(probs) // 2000].clip(1e-300))  # some rows tell as much
     inner = logs + (1 - logs.sum(axis=1, keepdims=True)) / probs.shape[1]
@@ -288,7 +289,7 @@ def _state(model: Any) -> dict[str, Any]:
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and hasattr(tensor, "detach") for name, tensor in found.items()
     ):
-        kind = f"a {type(model).__name__} is no network of torch and no state_dict of tensors"
+        kind = f"a {type(model).__name__} is neither a torch network nor a state_dict of tensors"
         raise InputError(f"{kind}; only those are kept as checkpoints, leave model out")
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
@@ -303,7 +304,7 @@ def _append(path: Path, row: int, values: np.ndarray, size: int) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise InputError(f"{path} is a link or no file; use another folder") from error
+            raise InputError(f"{path} is a link or not a file; use another folder") from error
         raise
 
 
@@ -327,6 +328,8 @@ def _kept(folder: Path, head: _Head, predicted: np.ndarray) -> np.ndarray:
     """The epochs that a bounded loop keeps, of those whose checkpoints are there."""
     assert head.keep is not None
     there = np.array(sorted(e for e in _checkpoints(folder) if e < len(predicted)))
+    if not there.size:
+        raise InputError(f"{folder} has lost its checkpoints; bring them back, or track it again")
     val = _record(head, predicted[there]).split(0)[0]
     return there[covering(val.correct, head.keep)]
 
@@ -360,14 +363,14 @@ def _read_head(folder: Path) -> _Head:
             content = file.read()
         fields = json.loads(content)
         if not fields.keys() <= {"labels", "classes", "ids", "groups", "keep", "checksums"}:
-            raise ValueError("a key is none")
+            raise ValueError("unknown key")
         labels, classes = np.array(fields["labels"]), int(fields["classes"])
         check_integers("labels", labels, (max(1, labels.size),), classes)
         names = {key: as_names(key, fields.get(key), labels.size) for key in ("ids", "groups")}
         crc = zlib.crc32(content) if fields.get("checksums") else None
         keep = fields.get("keep")
         if keep is not None and not (type(keep) is int and keep >= 2):
-            raise ValueError("keep is none")
+            raise ValueError("keep is not an integer of 2 or more")
         return _Head(labels.astype(np.int64), classes, **names, keep=keep, crc=crc)
     except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
-        raise InputError(f"{folder} is no tracked folder; make one with a Tracker") from error
+        raise InputError(f"{folder} is not a tracked folder; make one with a Tracker") from error

@@ -28,7 +28,7 @@ from fmnlib.models import State, autocast
 from fmnlib.parallel import SINGLE_PROCESS, World, join, synchronize_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.recorder import Background, EpochOutputs, Recorder
-from fmnlib.step import Criterion, Parts, Step, make_optimizer, make_scaler
+from fmnlib.step import Criterion, Step, TrainingState, make_optimizer, make_scaler
 
 if sys.platform != "win32":
     import resource
@@ -179,7 +179,7 @@ def learning_rate(config: RunConfig, done: float) -> float:
     """The learning rate when a share of the run is done, from 0 to 1.
 
     It rises linearly in the warm-up, then follows `config.schedule`: cosine falls to 0 along a
-    cosine; step divides by 10 at 1/2 and 3/4 of the run, thirds at 1/3 and 2/3; constant stays;
+    cosine; step divides by 10 at 1/2 and 3/4 of the run; constant stays;
     cyclic repeats `config.cycles` cosines. The two tails halve the rate along a cosine until
     `TAIL` of the run is done; then it stays constant, or falls to 0 in cycles.
 
@@ -190,9 +190,8 @@ def learning_rate(config: RunConfig, done: float) -> float:
     if done < warmup:
         return config.lr * (WARMUP_START + (1 - WARMUP_START) * done / warmup)
     done = (done - warmup) / (1 - warmup)
-    if config.schedule in ("step", "thirds"):
-        first, second = (1 / 2, 3 / 4) if config.schedule == "step" else (1 / 3, 2 / 3)
-        return config.lr * 0.1 ** ((done >= first) + (done >= second))
+    if config.schedule == "step":
+        return config.lr * 0.1 ** ((done >= 1 / 2) + (done >= 3 / 4))
     if config.schedule == "constant":
         return config.lr
     high, low = config.lr, 0.0
@@ -217,16 +216,17 @@ def _network(config: RunConfig, data: DataSet) -> nn.Module:
 
 def _initialize(
     config: RunConfig, data: DataSet, build: Build | None, initial: State | None, world: World
-) -> Parts:
+) -> TrainingState:
     model = build_model(config, data, build)
     if initial is not None:
         model.load_state_dict(initial)
     model = synchronize_batchnorm(model, world)
     ema = copy.deepcopy(model) if config.ema else model
-    return Parts(model, make_optimizer(config, model), ema, make_scaler(config, data.device))
+    scaler = make_scaler(config, data.device)
+    return TrainingState(model, make_optimizer(config, model), ema, scaler)
 
 
-def _resume(folder: Path, parts: Parts, recorder: Recorder | None, world: World) -> int:
+def _resume(folder: Path, parts: TrainingState, recorder: Recorder | None, world: World) -> int:
     """Load the last complete epoch, if there is one; return the epoch to go on with."""
     if not world.first:
         world.barrier()

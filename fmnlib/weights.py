@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fmnlib.config import InputError
 from fmnlib.files import write_whole
+from fmnlib.models import State
 
-State = Mapping[str, Tensor]
 Kind = Literal["model", "ema"]
 """The weights that were trained, or their moving average."""
 
@@ -41,7 +41,7 @@ class _Ignored:
 
 
 def find_checkpoints(pattern: str) -> list[Path]:
-    """The files that match a pattern, in natural order, without those of `write_state`.
+    """The files that match a pattern, in natural order, without those of `write_state_dict`.
 
     An `InputError` if there are fewer than two, or one seems to be a copy of another, such as
     best.ckpt: the last file is taken for the final network.
@@ -49,7 +49,7 @@ def find_checkpoints(pattern: str) -> list[Path]:
     pattern = str(Path(pattern).expanduser())
     matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural)
     if odd := [path for path in matches if not path.is_file()]:  # a pipe would hang
-        raise InputError(f"{odd[0]} is no file; give a pattern that leaves it out")
+        raise InputError(f"{odd[0]} is not a file; give a pattern that leaves it out")
     paths = [path for path in matches if not _is_ours(path)]
     if len(paths) < 2:
         count = f"{len(paths)} files match {pattern!r}"
@@ -74,8 +74,9 @@ def find_checkpoints(pattern: str) -> list[Path]:
 
 def _pattern(paths: Sequence[Path]) -> str:
     """One that these files alone match, if it is simple; else an example."""
-    for path in paths[:1]:
-        # All from the first digit of its name to the last one is what differs.
+    if paths:
+        # All from the first digit of a name to its last one is what differs.
+        path = paths[0]
         found = str(path.with_name(re.sub(r"\d(.*\d)?", "[0-9]*", path.name)))
         if set(map(Path, glob.glob(found))) == set(paths):
             return found
@@ -94,7 +95,7 @@ def checkpoint_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
+def read_state_dict(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     """The state dictionary in a file, on the CPU: of the trained weights, or their moving average.
 
     An `InputError` if the file is damaged, lacks the entry, or holds no state dictionary.
@@ -123,19 +124,20 @@ def read_state(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     return state
 
 
-def write_state(path: Path, state: State) -> None:
+def write_state_dict(path: Path, state: State) -> None:
     """Write a plain state dictionary that `safetensors.torch.load_file` reads, and no more."""
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
     write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "by": "fmnlib"}))
 
 
-def fit(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
+def load_weights(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
     """Load weights into a model, and set it to evaluation.
 
     A prefix that all names share, such as `module.` of a parallel model or the attribute of a
     LightningModule, is left out. An `InputError` if names or shapes differ from the model's.
 
-    >>> fit(nn.Linear(1, 1), {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}).bias
+    >>> state = {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}
+    >>> load_weights(nn.Linear(1, 1), state).bias
     Parameter containing:
     tensor([0.], requires_grad=True)
     """
@@ -178,7 +180,7 @@ def _listed(holds: Mapping[str, Any]) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `write_state` has written a file."""
+    """Whether `write_state_dict` has written a file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("by") == "fmnlib"

@@ -105,7 +105,7 @@ def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeyp
         r"training 2 networks, as many as are committed, (\d+) at a time: about (\d+) minutes",
         book.forecast(),
     )
-    places = len(runs.local_places("auto"))
+    places = len(runs.local_devices("auto"))
     assert int(told[1]) == places
     assert not list(runs_root.glob("*"))
     record = RunRecord.load(path)

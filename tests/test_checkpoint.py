@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmnlib import InputError, RunConfig, RunRecord
+from fmnlib import InputError, RunConfig, RunRecord, recorder
 from fmnlib.checkpoint import (
     check_labels,
     checkpoint_path,
@@ -30,7 +30,7 @@ from fmnlib.checkpoint import (
 from fmnlib.files import Transaction
 from fmnlib.parallel import World
 from fmnlib.recorder import load_or_create
-from fmnlib.step import Parts, make_optimizer, make_scaler
+from fmnlib.step import TrainingState, make_optimizer, make_scaler
 
 CONFIG = RunConfig(momentum=0.9, lr=0.1)
 
@@ -39,7 +39,7 @@ def test_a_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     end = os.open(tmp_path / "pipe", os.O_RDWR)  # so that opening it does not wait for a writer
     try:
-        with pytest.raises(InputError, match="pipe cannot be read .it is no file.; move it away"):
+        with pytest.raises(InputError, match="pipe cannot be read .it is not a file.; move it"):
             load_tensors(tmp_path / "pipe")
     finally:
         os.close(end)
@@ -56,7 +56,7 @@ def parts(averaged=True):
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     ema = copy.deepcopy(model) if averaged else model
     scaler = make_scaler(CONFIG, torch.device("cpu"))
-    return Parts(model, make_optimizer(CONFIG, model), ema, scaler, None)
+    return TrainingState(model, make_optimizer(CONFIG, model), ema, scaler, None)
 
 
 def learn(of):
@@ -130,6 +130,7 @@ def test_training_goes_on_from_what_was_restored_as_if_nothing_had_been(averaged
     if averaged:
         with torch.no_grad():
             one.ema[0].weight.mul_(0.5)
+    one.scaler.update(8.0)
     before = snapshot(one)
     restore(other, before)
     for of in (one, other):
@@ -211,3 +212,22 @@ def test_a_record_is_made_once(tmp_path):
     one, two = (load_or_create(CONFIG, tmp_path, torch.device("cpu"), make) for _ in range(2))
     assert made == [1000]
     assert one.labels.tolist() == two.labels.tolist() == [0, 1]
+
+
+def test_the_commit_is_that_of_the_librarys_own_checkout(tmp_path, monkeypatch):
+    def git(*arguments):
+        me = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+        subprocess.run(("git", *me, *arguments), cwd=tmp_path, check=True, capture_output=True)
+
+    installed = tmp_path / "lib" / "fmnlib"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    git("init")
+    git("commit", "--allow-empty", "-m", "someone's project")
+    monkeypatch.setattr(recorder, "__file__", str(installed / "recorder.py"))
+    assert recorder._commit.__wrapped__() == ("", False)
+    git("add", "lib")
+    git("commit", "-m", "the library")
+    commit, changed = recorder._commit.__wrapped__()
+    assert len(commit) == 12
+    assert not changed

@@ -138,10 +138,10 @@ def test_bad_input_on_a_run_leaves_it_as_it_was(fmn, runs_root):
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert before == after
     (place / "record.npz").write_bytes(before[place / "record.npz"][:-50])
-    assert "record.npz is damaged or is no record" in told(fmn, "diagnose", run)
+    assert "record.npz is damaged or is not a record" in told(fmn, "diagnose", run)
     assert "damaged" in fmn("runs")[1]
     (place / "config.json").write_text("{}}")
-    assert "config.json is no config" in told(fmn, "train", *QUICK)
+    assert "config.json is not a config" in told(fmn, "train", *QUICK)
 
 
 def test_it_is_installed_as_a_command_and_as_a_module():
@@ -211,6 +211,6 @@ def test_a_full_disk_is_told_in_one_line(runs_root):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]  # above it stands the bar
     assert (
-        "File too large; what was written stays; mend that and give the same command again" in last
+        "File too large; what was written stays; fix that and give the same command again" in last
     )
     assert "Traceback" not in done.stderr

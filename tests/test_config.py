@@ -98,7 +98,7 @@ def test_an_integer_is_the_same_as_its_float():
         ({"lr": None}, "lr is None; it must be of type float"),
         ({"dataset": 10}, "dataset is 10; it must be of type str"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; choose one of sgd, adamw"),
-        ({"schedule": 1}, "schedule is 1; choose one of cosine, step, thirds, constant, cyclic"),
+        ({"schedule": 1}, "schedule is 1; choose one of cosine, step, constant, cyclic"),
         ({"epochs": 0}, "epochs is 0; allowed is at least 1"),
         ({"lr": -0.1}, "lr is -0.1; allowed is at least 0"),
         ({"lr": float("nan")}, "lr is nan; allowed is at least 0"),
@@ -115,8 +115,8 @@ def test_an_integer_is_the_same_as_its_float():
         ({"loss": "gce", "loss_parameters": [0]}, "(0.0,) with loss=gce; give q from 0.01 to 1"),
         ({"loss": "gce", "loss_parameters": [float("nan")]}, "give q from 0.01 to 1"),
         ({"loss": "sat", "loss_parameters": [1]}, "give momentum from 0 to 1 and start from 0 to"),
-        ({"loss_parameters": ["1"]}, "loss_parameters is ('1',); give a list of numbers"),
-        ({"loss_parameters": 7}, "loss_parameters is 7; give a list of numbers"),
+        ({"loss_parameters": ["1"]}, "loss_parameters is ('1',); give a tuple of numbers"),
+        ({"loss_parameters": 7}, "loss_parameters is 7; give a tuple of numbers"),
         ({"loss": "elr", "label_smoothing": 0.1}, "loss is 'elr' with label_smoothing=0.1; make"),
         ({"loss": "sce", "student": {"teacher": "kf"}}, "loss is 'sce' with a student; make it"),
         ({"epoch": 3}, "a run has no setting 'epoch'; did you mean epochs?"),
@@ -166,5 +166,5 @@ def test_profiles_are_configs_and_give_way_to_changes():
 
 def test_a_pipe_is_no_config(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(InputError, match="is no config .it is no file.; move its folder away"):
+    with pytest.raises(InputError, match="is not a config .it is not a file.; move its folder"):
         RunConfig.load(tmp_path / "config.json")

@@ -130,7 +130,7 @@ def test_a_damaged_image_and_a_damaged_data_set_are_named(tmp_path, monkeypatch,
     root = image_folder(tmp_path / "pets")
     image = root / "test" / "dog" / "3.png"
     image.write_bytes(image.read_bytes()[:60])
-    with pytest.raises(InputError, match=r"dog/3\.png cannot be read as an image .*; mend it"):
+    with pytest.raises(InputError, match=r"dog/3\.png cannot be read as an image .*; fix it"):
         load(RunConfig(dataset=f"folder:{root}"))
     shutil.copytree(real_data / "fashionmnist", tmp_path / "fashionmnist")
     for file in (tmp_path / "fashionmnist").rglob("*ubyte"):
@@ -182,6 +182,15 @@ def test_classes_of_a_folder_must_agree(tmp_path):
     (root / "test" / "dog").rename(root / "test" / "wolf")
     with pytest.raises(InputError, match=r"test/CLASS/ \(or val/\) of the same classes"):
         load(RunConfig(dataset=f"folder:{root}"))
+
+
+@pytest.mark.parametrize(("part", "told"), [("all", "class"), ("first_half", "class in first_h")])
+def test_one_class_is_refused_before_the_training(tmp_path, part, told):
+    root = image_folder(tmp_path)
+    for split in ("train", "test") if part == "all" else ():
+        shutil.rmtree(root / split / "dog")
+    with pytest.raises(InputError, match=f"has one {told}.*; give two or more"):
+        load(RunConfig(dataset=f"folder:{root}", classes=part))
 
 
 def test_the_validation_half_can_train_as_well_or_alone():

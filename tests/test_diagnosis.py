@@ -20,7 +20,7 @@ from fmnlib.diagnosis import (
     _epochs_of,
     _mixtures,
     _right_mixtures,
-    _wide,
+    _widened_level,
     diagnose,
 )
 from fmnlib.fusion import fuse, knowledge_fusion, right_samples
@@ -194,6 +194,12 @@ def test_predictions_that_have_nothing_to_do_with_the_labels_are_refused(classes
         diagnose(shuffled)
 
 
+def test_fewer_samples_than_folds_are_told_of():
+    record = RunRecord.from_arrays(np.full((6, 8, 2), 0.5), [0, 1] * 4)
+    with pytest.raises(InputError, match="4 samples do not make 5 parts; record more"):
+        diagnose(record)
+
+
 def test_one_epoch_has_no_past():
     with pytest.raises(InputError, match="one epoch; record two or more"):
         diagnose(forgetful().final())
@@ -231,7 +237,9 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem():
     half = 1.959964 * values.std(ddof=1) / 5**0.5
     found = mean_gain(values, 0.95)
     assert [found.value, found.low, found.high] == pytest.approx([1.4, 1.4 - half, 1.4 + half])
-    assert _wide(0.05) == pytest.approx(0.994425, abs=1e-6)  # erf(1.959964), of twice the variance
+    assert _widened_level(0.05) == pytest.approx(
+        0.994425, abs=1e-6
+    )  # erf(1.959964), of twice the variance
 
 
 def test_votes_count_alike_and_the_later_half_decides_where_they_are_equal():
@@ -551,9 +559,23 @@ def test_mixtures_are_of_the_kept_epochs_where_these_are_four_or_more():
         assert _epochs_of(record.keep(kept)).tolist() == list(expected)
 
 
+def test_mixtures_hold_a_tenth_of_the_epochs_twice_and_eight_at_most():
+    for rows, networks in ((2, 1), (3, 1), (4, 2), (19, 2), (20, 4), (30, 6), (40, 8), (60, 8)):
+        early, late = _mixtures(rows)
+        sizes = {sum(stop - start for start, stop in spans) for spans in early + late}
+        assert sizes == {networks}, rows
+        assert all(spans[-1][1] == rows for spans in late)
+        assert len(early) == len({spans for spans in early})
+    assert _mixtures(3) == ([((0, 1),), ((1, 2),)], [((2, 3),)])
+
+
 @pytest.mark.parametrize(
     ("gain", "certain"),
-    [((0.003, 0.001, 0.005), False), ((0.005, 0.001, 0.01), True), ((0.02, -0.001, 0.04), False)],
+    [
+        ((0.00498, 0.001, 0.01), False),
+        ((0.005, 0.001, 0.01), True),
+        ((0.02, -0.001, 0.04), False),
+    ],
 )
 def test_a_gain_is_certain_above_zero_and_the_smallest_of_interest(gain, certain):
     assert _certain(Gain(*gain)) is certain

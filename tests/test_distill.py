@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,9 @@ def test_a_student_of_the_fusion_beats_its_run(tmp_path):
     assert student.split(0)[1].accuracy[-1] > test.accuracy[-1] + 0.05
     assert student.probs.shape[0] == 1
     assert student.config.id != long.id
+    shutil.rmtree(tmp_path / "long")  # what is done needs no teacher
+    again = distill(config, members, tmp_path / "student", device="cpu", progress=False)
+    assert np.array_equal(again.probs, student.probs)
 
 
 def test_a_student_can_start_from_its_heaviest_teacher(trained, tmp_path):

@@ -23,7 +23,7 @@ from fmnlib.__main__ import main
 from fmnlib.external import maker, open_labelled, record_checkpoints
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.images import Preprocessing, open_folder
-from fmnlib.weights import find_checkpoints, fit, read_state, write_state
+from fmnlib.weights import find_checkpoints, load_weights, read_state_dict, write_state_dict
 
 NET = """
 from torch import nn
@@ -200,7 +200,7 @@ def test_images_that_do_not_fit_in_memory_give_the_same_network(fmn, tmp_path, m
         reports.append(json.loads(fmn(f"--json --output {name}.safetensors")[1]))
     del reports[0]["written"], reports[1]["written"]
     assert reports[0] == reports[1]
-    held, read = (read_state(tmp_path / f"{name}.safetensors") for name in ("held", "read"))
+    held, read = (read_state_dict(tmp_path / f"{name}.safetensors") for name in ("held", "read"))
     assert all(torch.equal(tensor, read[name]) for name, tensor in held.items())
 
 
@@ -217,7 +217,7 @@ def test_options_of_files_are_refused_for_a_run(fmn, monkeypatch, capsys):
 def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
     for name in ("a", "b"):
         safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / f"{name}.safetensors")
-    write_state(tmp_path / "fused.safetensors", {"w": torch.ones(1)})
+    write_state_dict(tmp_path / "fused.safetensors", {"w": torch.ones(1)})
     found = find_checkpoints(f"{tmp_path}/*.safetensors")
     assert [path.name for path in found] == ["a.safetensors", "b.safetensors"]
 
@@ -235,6 +235,23 @@ def test_a_function_that_makes_no_network_is_told(tmp_path, body, told):
     (tmp_path / "mine.py").write_text(body)
     with pytest.raises(InputError, match=re.escape(told)):
         maker(f"{tmp_path}/mine.py:build", classes=10, preprocessing=GREY)
+
+
+def test_a_file_finds_the_modules_beside_it_and_runs_once(tmp_path):
+    (tmp_path / "beside_it.py").write_text("from torch import nn\nNet = nn.Flatten\n")
+    file = tmp_path / "imports_beside.py"
+    file.write_text(
+        "from beside_it import Net\n"
+        "with open(__file__ + '.log', 'a') as log: log.write('imported')\n"
+        "def build(): return Net()\n"
+        "def data(): return []\n"
+    )
+    for _ in range(2):
+        maker(f"{file}:build", classes=10, preprocessing=GREY)()
+    assert Path(f"{file}.log").read_text() == "imported"
+    assert sys.modules["imports_beside"].__file__ == str(file)
+    with pytest.raises(InputError, match="imports_beside.py:data returned no batch; return"):
+        open_labelled(Path(f"{file}:data"), GREY)
 
 
 def test_grey_is_the_grey_of_torchvision_on_images(tmp_path):
@@ -266,7 +283,7 @@ def test_every_usual_form_of_a_checkpoint_is_read(tmp_path, form):
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     state, path = net.state_dict(), tmp_path / form
     if form == "plain.safetensors":
-        write_state(path, state)
+        write_state_dict(path, state)
         assert safetensors.torch.load_file(path).keys() == state.keys()
     elif form == "nested.pth":
         torch.save({"model_state_dict": state, "optimizer_state_dict": {"lr": 0.1}}, path)
@@ -277,7 +294,7 @@ def test_every_usual_form_of_a_checkpoint_is_read(tmp_path, form):
         torch.save({f"module.{k}": v for k, v in state.items()} | extra, path)
     else:
         torch.save(state, path)
-    other = fit(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), read_state(path))
+    other = load_weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), read_state_dict(path))
     inputs = torch.randn(5, 2)
     torch.testing.assert_close(other(inputs), net(inputs))
 
@@ -292,9 +309,9 @@ def test_nothing_is_unpickled(tmp_path, capsys):
     with pytest.raises(
         InputError, match=r"bad\.pt holds no state_dict but objects of builtins\.print"
     ):
-        read_state(tmp_path / "bad.pt")
+        read_state_dict(tmp_path / "bad.pt")
     torch.save({"state_dict": {"w": torch.ones(1)}, "more": Surprise()}, tmp_path / "bad.pt")
-    assert read_state(tmp_path / "bad.pt").keys() == {"w"}
+    assert read_state_dict(tmp_path / "bad.pt").keys() == {"w"}
     assert capsys.readouterr().out == ""
 
 
@@ -320,7 +337,7 @@ def test_objects_among_the_settings_are_left_alone(tmp_path):
     about |= {"device": torch.device("cpu"), "when": datetime.date(2026, 1, 1)}
     stored = {"state_dict": {"weight": torch.ones(2)}, "hyper_parameters": about, "epoch": 3}
     torch.save(stored, tmp_path / "e.ckpt")
-    assert read_state(tmp_path / "e.ckpt").keys() == {"weight"}
+    assert read_state_dict(tmp_path / "e.ckpt").keys() == {"weight"}
 
 
 def test_what_cannot_be_left_alone_is_named(tmp_path):
@@ -328,7 +345,7 @@ def test_what_cannot_be_left_alone_is_named(tmp_path):
     with pytest.raises(
         InputError, match=r"e\.pt cannot be read \(it holds objects of .*Mapped\); sa"
     ):
-        read_state(tmp_path / "e.pt")
+        read_state_dict(tmp_path / "e.pt")
 
 
 def test_a_whole_model_is_named_with_the_way_out(tmp_path):
@@ -337,7 +354,7 @@ def test_a_whole_model_is_named_with_the_way_out(tmp_path):
         r"net\.pt holds no state_dict but objects of .*torch\.nn\.modules\.linear\.Linear.*; save"
     )
     with pytest.raises(InputError, match=told):
-        read_state(tmp_path / "net.pt")
+        read_state_dict(tmp_path / "net.pt")
 
 
 def test_statistics_that_lag_behind_the_last_weights_are_no_other_normalisation(
@@ -389,14 +406,14 @@ def test_the_moving_average_can_be_chosen(tmp_path, writer):
         now, mean = ({f"net.{k}": v for k, v in n.state_dict().items()} for n in (net, average))
         torch.save({"state_dict": mean, "current_model_state": now}, path)
     for kind, source in (("model", net), ("ema", average)):
-        loaded = fit(nn.Linear(2, 1), read_state(path, kind))
+        loaded = load_weights(nn.Linear(2, 1), read_state_dict(path, kind))
         torch.testing.assert_close(loaded.weight, source.weight)
 
 
 def test_a_file_without_a_moving_average_says_what_it_has(tmp_path):
     torch.save({"model": {"w": torch.ones(1)}, "epoch": 1}, tmp_path / "e1.pt")
     with pytest.raises(InputError, match=r"has no moving average \(.*but model, epoch; leave out"):
-        read_state(tmp_path / "e1.pt", "ema")
+        read_state_dict(tmp_path / "e1.pt", "ema")
 
 
 @pytest.mark.parametrize(
@@ -459,16 +476,16 @@ def test_damaged_and_foreign_files_are_told(tmp_path, name):
         path.touch()
     else:
         state = {"weight": torch.ones(100)}
-        write_state(path, state) if "safe" in name else torch.save(state, path)
+        write_state_dict(path, state) if "safe" in name else torch.save(state, path)
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(InputError, match=f"{name}.*; save"):
-        read_state(path)
+        read_state_dict(path)
 
 
 def test_a_file_that_holds_something_else_says_what(tmp_path):
     torch.save({"net": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "mine.pt")
     with pytest.raises(InputError, match=r"mine\.pt holds no state_dict but net, epoch; save"):
-        read_state(tmp_path / "mine.pt")
+        read_state_dict(tmp_path / "mine.pt")
 
 
 def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path):
@@ -481,7 +498,7 @@ def test_a_damaged_image_and_a_diverged_checkpoint_are_named(elsewhere, tmp_path
     shutil.copytree(elsewhere / "val", tmp_path / "val")
     image = sorted((tmp_path / "val").glob("*/*"))[-1]
     image.write_bytes(image.read_bytes()[:40])
-    with pytest.raises(InputError, match=rf"{image.name} cannot be read as an image .*; mend it"):
+    with pytest.raises(InputError, match=rf"{image.name} cannot be read as an image .*; fix it"):
         open_folder(tmp_path / "val", GREY).load()
 
 
@@ -552,5 +569,5 @@ def test_batchnorm_is_estimated_on_images_of_all_classes_at_a_time(tmp_path, mon
     monkeypatch.setattr(sys, "argv", f"fmn fuse {words} --mean 0.5 --std 0.5 --window 0".split())
     with pytest.raises(SystemExit, match="0"):
         main()
-    written = read_state(tmp_path / "fused.safetensors")
+    written = read_state_dict(tmp_path / "fused.safetensors")
     assert written["0.running_var"].item() == pytest.approx(pixels.var().item(), rel=0.1)

@@ -72,7 +72,7 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "page.html")
     with pytest.raises(InputError, match="is a pipe or a device; give the name of a file"):
         write_whole(tmp_path / "page.html", b"new")
-    with pytest.raises(OSError, match="is no regular file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         open_regular(tmp_path / "page.html")  # and does not wait for a writer
     assert (tmp_path / "page.html").is_fifo()
 

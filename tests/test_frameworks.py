@@ -28,7 +28,7 @@ from fmnlib.diagnosis import diagnose
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.integrations import huggingface, lightning
 from fmnlib.tracker import Tracker
-from fmnlib.weights import fit, read_state
+from fmnlib.weights import load_weights, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_lightning(tmp_path, digits):
     assert fusion.accuracy(test, kf) > fusion.accuracy(test, fusion.single(test)) + 0.03
     # Its checkpoints are those of the inner network as well.
     stored = sorted((tmp_path / "tracked" / "checkpoints").iterdir())
-    network = fit(Perceptron().net, read_state(stored[11]))
+    network = load_weights(Perceptron().net, read_state_dict(stored[11]))
     np.testing.assert_array_equal(network(val).argmax(1), record.predicted[11])
     # Watching changes no weight.
     _, alone = lightning_fit(tmp_path, 30, [], (images, given))

@@ -258,6 +258,8 @@ def test_early_stopping_takes_the_best_kept_epoch():
     assert early_stopping(record.keep([0, 2, 3])).weights.tolist() == [0, 0, 1, 0]
     light = dataclasses.replace(record, probs=None)
     assert early_stopping(light).weights.tolist() == [0, 1, 0, 0]
+    with pytest.raises(InputError, match="1 networks of 0 kept epochs"):
+        early_stopping(dataclasses.replace(light, kept=np.arange(0)))
 
 
 def test_fuse_needs_only_what_has_weight():

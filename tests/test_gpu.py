@@ -28,7 +28,7 @@ from fmnlib.images import ImageFiles, Preprocessing
 from fmnlib.models import number_format
 from fmnlib.paper.features import last_layer_inputs
 from fmnlib.parallel import World
-from fmnlib.step import Parts, Step, make_optimizer, make_scaler
+from fmnlib.step import Step, TrainingState, make_optimizer, make_scaler
 from fmnlib.training import build_model, train
 from tests.stand_in import Event, Stream, standing_in
 
@@ -286,7 +286,9 @@ def test_a_first_step_that_overflows_is_no_step(optimizer):
     config = dataclasses.replace(SMALL, precision="float16", optimizer=optimizer, weight_decay=0.1)
     data = load(config)
     model = build_model(config, data)
-    parts = Parts(model, make_optimizer(config, model), model, make_scaler(config, data.device))
+    parts = TrainingState(
+        model, make_optimizer(config, model), model, make_scaler(config, data.device)
+    )
     parts.scaler.update(2.0**60)
     criterion = training._criterion(config, data, None)
     taken = Step(config, data, parts, criterion, World(), graphs=True)
@@ -417,7 +419,9 @@ def test_the_mean_over_processes_waits_for_no_gpu(stand_in, monkeypatch):
     monkeypatch.setattr(parallel.distributed, "all_reduce", lambda count: count.mul_(2))
     data = load(SMALL, "cuda")
     model = build_model(SMALL, data)
-    parts = Parts(model, make_optimizer(SMALL, model), model, make_scaler(SMALL, data.device))
+    parts = TrainingState(
+        model, make_optimizer(SMALL, model), model, make_scaler(SMALL, data.device)
+    )
     monkeypatch.setattr(World, "data_parallel", lambda world, model: model)
     shared = Step(SMALL, data, parts, training._criterion(SMALL, data, None), World(0, 2), True)
     loss = torch.arange(4.0, device="cuda")

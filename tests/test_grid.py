@@ -91,6 +91,28 @@ def test_forgotten_images_are_those_right_for_the_most_epochs_of_the_first_seed(
     assert shown["epochs"].tolist() == counts[:12].tolist()
 
 
+def test_cells_that_another_machine_publishes_meanwhile_stay(tiny, tmp_path, monkeypatch):
+    work(tiny, device="cpu", workers=1)
+    compare = grid.compare.compare
+
+    def slow(*args, **options):
+        monkeypatch.setattr(grid.compare, "compare", compare)
+        assert publish(tiny[1:], tmp_path) == 1  # the other machine
+        return compare(*args, **options)
+
+    monkeypatch.setattr(grid.compare, "compare", slow)
+    assert publish(tiny[:1], tmp_path) == 2
+    assert set(published(tmp_path)) == {cell.id for cell in tiny}
+
+
+def test_a_finished_cell_is_searched_once(tiny, monkeypatch):
+    work(tiny, device="cpu", workers=1)
+    searched = []
+    monkeypatch.setattr(grid, "knowledge_fusion", searched.append)
+    assert {row["state"] for row in status(tiny)} == {"done"}
+    assert not searched
+
+
 # ---------------------------------------------------------------- the pages that show a grid
 
 

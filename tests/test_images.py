@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named_in_one_line_and_the_next_pass_works(tmp_path, w
         bad.unlink()
     else:  # PIL warns of 90 million pixels, and refuses 180 million
         Image.new("1", (10_000, 9_000 if damage == "huge" else 18_000)).save(bad, "png")
-    reason = r"cannot be read as an image \(.+\); mend it, or move it away$"
+    reason = r"cannot be read as an image \(.+\); fix it, or move it away$"
     with pytest.raises(InputError, match=rf"^{bad} {reason}") as error:
         list(data.read(BATCHES))
     assert "\n" not in str(error.value)

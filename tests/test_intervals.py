@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from fmnlib.stats import Gain, Interval, _dependence, mean_gain, paired_gain, proportion
+from fmnlib.stats import Gain, Interval, _design_effect, mean_gain, paired_gain, proportion
 
 Z = 1.959963984540054
 
@@ -156,17 +156,17 @@ def test_one_group_says_nothing_of_another():
 def test_from_five_groups_on_their_differences_say_how_alike_a_group_is():
     groups, values = np.arange(80) // 4, np.zeros(80)
     values[[0, 4, 8, 12]] = 1  # one sample in each of four groups
-    assert _dependence(values, groups, 0.95)[0] == 4  # a group's samples count as one
+    assert _design_effect(values, groups, 0.95)[0] == 4  # a group's samples count as one
     values[16] = 1
-    effect = _dependence(values, groups, 0.95)[0]
+    effect = _design_effect(values, groups, 0.95)[0]
     between = ((values.reshape(20, 4) - values.mean()).sum(axis=1) ** 2).sum() * 20 / 19
     assert effect == max(1, between / ((values - values.mean()) ** 2).sum()) < 2
 
 
 def test_two_groups_have_the_quantile_of_one_degree_of_freedom():
-    quantile = _dependence(np.arange(4.0), np.array([0, 0, 1, 1]), 0.95)[1]
+    quantile = _design_effect(np.arange(4.0), np.array([0, 0, 1, 1]), 0.95)[1]
     assert quantile == pytest.approx(12.7062, abs=1e-3)
-    assert _dependence(np.arange(4.0), np.zeros(4), 0.95)[1] == np.inf
+    assert _design_effect(np.arange(4.0), np.zeros(4), 0.95)[1] == np.inf
 
 
 def test_a_low_level_has_an_interval_around_no_difference():

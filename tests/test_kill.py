@@ -18,7 +18,7 @@ from fmnlib.checkpoint import load_tensors, newest_state, restore
 from fmnlib.config import Paused
 from fmnlib.data import load
 from fmnlib.losses import new_memory
-from fmnlib.step import Parts, make_optimizer, make_scaler
+from fmnlib.step import TrainingState, make_optimizer, make_scaler
 from fmnlib.training import build_model, train
 
 # Dropout, averaged weights, momentum, shifts, what a loss remembers: all a restart has to find.
@@ -182,7 +182,9 @@ def test_what_an_optimiser_remembers_has_the_strides_of_its_parameters(tmp_path)
     model = build_model(CONFIG, load(CONFIG))
     scaler = make_scaler(CONFIG, torch.device("cpu"))
     memory = new_memory(CONFIG, load(CONFIG).labels, 10)
-    parts = Parts(model, make_optimizer(CONFIG, model), copy.deepcopy(model), scaler, memory)
+    parts = TrainingState(
+        model, make_optimizer(CONFIG, model), copy.deepcopy(model), scaler, memory
+    )
     restore(parts, found[1])
     for parameter, state in parts.optimizer.state.items():
         assert state["momentum_buffer"].stride() == parameter.stride()

@@ -38,9 +38,9 @@ def test_scores_are_margins_worked_out_by_hand():
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ([0], {}, r"labels are int64 \[1\] for 2 rows"),
+        ([0], {}, r"labels are of shape \(1,\); give \(2,\)"),
         ([0.0, 1.0], {}, "labels are float64"),
-        ([0, 2], {}, "labels run from 0 to 2 and probs have 2 classes"),
+        ([0, 2], {}, "labels run from 0 to 2; allow 0 to 1"),
         ([0, 1], {"classes": ["a"]}, "1 names of 2 classes"),
         ([0, 1], {"files": ["a"]}, "files are"),
     ],

@@ -180,13 +180,13 @@ def test_a_run_that_another_process_holds_comes_last(runs_root):
 
 
 def test_every_gpu_of_the_machine_is_used_unless_one_is_named(monkeypatch):
-    assert runs.local_places("cpu", 2) == ["cpu", "cpu"]
+    assert runs.local_devices("cpu", 2) == ["cpu", "cpu"]
     monkeypatch.setattr(runs, "pick_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     every = ["cuda:0", "cuda:1", "cuda:2"]
-    assert runs.local_places("auto") == runs.local_places("cuda") == every
-    assert runs.local_places("auto", 5) == [*every, "cuda:0", "cuda:1"]
-    assert runs.local_places("cuda:1") == ["cuda:1"]
-    assert runs.local_places("cuda:1", 2) == ["cuda:1"] * 2
+    assert runs.local_devices("auto") == runs.local_devices("cuda") == every
+    assert runs.local_devices("auto", 5) == [*every, "cuda:0", "cuda:1"]
+    assert runs.local_devices("cuda:1") == ["cuda:1"]
+    assert runs.local_devices("cuda:1", 2) == ["cuda:1"] * 2
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert runs.local_places("cuda") == ["cuda"]  # torchrun gives each process its own
+    assert runs.local_devices("cuda") == ["cuda"]  # torchrun gives each process its own

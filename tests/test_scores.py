@@ -9,6 +9,7 @@ from fmnlib.scores import (
     by_class,
     covering,
     dip,
+    dips_of_others,
     forget_fraction,
     forgotten_after,
     last_correct_epoch,
@@ -93,6 +94,10 @@ def test_dip_is_the_largest_fall_the_earliest_at_a_tie(seed):
     assert dip(accuracy) == (peak, bottom)
     assert peak < bottom
     assert dip(np.sort(accuracy)) == (0, 0)  # nothing falls
+
+
+def test_a_single_run_has_its_own_dip():
+    assert dips_of_others(np.array([[0.5, 0.8, 0.6, 0.7]])) == [(1, 2)]
 
 
 def test_by_class_equals_plain_loops_and_adds_up(correct, seed):

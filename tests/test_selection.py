@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from fmnlib import InputError, RunRecord
+from fmnlib import InputError, RunRecord, fusion
 from fmnlib.fusion import em_step, fuse, greedy_selection, likelihood_weights
 
 
@@ -106,43 +106,46 @@ def best_by_scipy(likelihood):
 
 
 @pytest.mark.parametrize("seed", [0, 2, 4])
-def test_likelihood_weights_against_scipy(seed):
+def test_likelihood_weights_against_scipy(seed, monkeypatch):
     record = make(seed, epochs=4, samples=60)
     likelihood = record.probs[:, np.arange(60), record.labels]
     best = best_by_scipy(likelihood)
-    found = likelihood_weights(record, tolerance=1e-7).weights
+    coarse = likelihood_weights(record).weights
+    assert log_likelihood(coarse, likelihood) >= -best.fun - 0.0011
+    monkeypatch.setattr(fusion, "_TOLERANCE", 1e-7)
+    found = likelihood_weights(record).weights
     np.testing.assert_allclose(found, best.x, atol=2e-3)
     assert log_likelihood(found, likelihood) == pytest.approx(-best.fun, abs=1e-6)
-    coarse = likelihood_weights(record, tolerance=0.01).weights
-    assert log_likelihood(coarse, likelihood) >= -best.fun - 0.011
 
 
-def test_likelihood_weights_in_closed_form():
+def test_likelihood_weights_in_closed_form(monkeypatch):
     # Epoch 0 gives a to m of n labels and 1 - a to the others, epoch 1 the reverse: the mixture
     # gives the m a probability q, and m log q + (n - m) log(1 - q) is largest at q = m / n.
     a, m, n = 0.9, 7, 10
     first = np.where(np.arange(n) < m, a, 1 - a)
     probs = np.stack([[first, 1 - first], [1 - first, first]]).transpose(0, 2, 1)
-    weights = likelihood_weights(RunRecord.from_arrays(probs, [0] * n), tolerance=1e-10).weights
+    monkeypatch.setattr(fusion, "_TOLERANCE", 1e-10)
+    weights = likelihood_weights(RunRecord.from_arrays(probs, [0] * n)).weights
     assert weights[0] * a + weights[1] * (1 - a) == pytest.approx(m / n, abs=1e-4)
 
 
-def test_a_dominated_network_gets_no_weight_and_zeros_are_no_trouble():
+def test_a_dominated_network_gets_no_weight_and_zeros_are_no_trouble(monkeypatch):
     good = np.full((8, 2), [0.9, 0.1])
     bad = np.full((8, 2), [0.2, 0.8])
     none = np.full((8, 2), [0.0, 1.0])
     record = RunRecord.from_arrays(np.array([bad, good, none]), [0] * 8)
-    assert likelihood_weights(record, tolerance=1e-5).weights.tolist() == [0, 1, 0]
+    monkeypatch.setattr(fusion, "_TOLERANCE", 1e-5)
+    assert likelihood_weights(record).weights.tolist() == [0, 1, 0]
     hopeless = RunRecord.from_arrays(np.array([none, none]), [0] * 8)
     assert likelihood_weights(hopeless).weights.tolist() == [0.5, 0.5]
 
 
 def test_weights_stand_at_the_epochs_that_are_kept():
     record = make(2).keep([1, 3, 5])
-    for fusion in (greedy_selection(record, 5), likelihood_weights(record)):
-        assert len(fusion.weights) == 6
-        assert fusion.weights[[0, 2, 4]].tolist() == [0, 0, 0]
-        assert fusion.weights.sum() == pytest.approx(1)
+    for weights in (greedy_selection(record, 5).weights, likelihood_weights(record).weights):
+        assert len(weights) == 6
+        assert weights[[0, 2, 4]].tolist() == [0, 0, 0]
+        assert weights.sum() == pytest.approx(1)
 
 
 def test_what_selects_refuses_the_test_half_and_bad_numbers():
@@ -152,5 +155,3 @@ def test_what_selects_refuses_the_test_half_and_bad_numbers():
             select(test)
     with pytest.raises(InputError, match="size is 0; allow 1 or more"):
         greedy_selection(val, 0)
-    with pytest.raises(InputError, match="tolerance is 0"):
-        likelihood_weights(val, tolerance=0.0)

@@ -67,9 +67,9 @@ def test_paired_difference_is_the_paired_t_interval():
     kf, single = rng.random((5, 3)), rng.random((5, 3))
     results = scores("kf", kf) + scores("single", single)
     rng.shuffle(results)
-    mean, low, high = paired_difference(results, "sym40", "kf", "single", level=0.9)
+    mean, low, high = paired_difference(results, "sym40", "kf", "single")
     paired = scipy_stats.ttest_rel(kf.mean(axis=1), single.mean(axis=1))
-    interval = paired.confidence_interval(0.9)
+    interval = paired.confidence_interval(0.95)
     assert mean == pytest.approx(100 * (kf - single).mean())
     assert (low, high) == pytest.approx((100 * interval.low, 100 * interval.high))
 
@@ -84,26 +84,35 @@ def test_what_is_not_paired_is_refused():
 
 def test_an_interval_is_that_of_one_sample():
     values = np.random.default_rng(0).normal(size=6)
-    mean, low, high = interval(values, 0.9)
-    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    mean, low, high = interval(values)
+    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((values.mean(), *expected))
 
 
 def test_numbers_are_rounded_to_four_places_and_read_to_one():
-    numbers = percent([1 / 3, 2 / 7, 1 / 9])
-    assert numbers["seeds"] == [33.3333, 28.5714, 11.1111]
-    values = 100 * np.array([1 / 3, 2 / 7, 1 / 9])
+    numbers = percent([1 / 3, 2 / 7, 1 / 11])
+    assert numbers["seeds"] == [33.3333, 28.5714, 9.0909]
+    values = 100 * np.array([1 / 3, 2 / 7, 1 / 11])
     assert numbers["mean"] == round(values.mean(), 4)
     assert numbers["sem"] == round(values.std(ddof=1) / 3**0.5, 4)
     assert points(-0.04, -1.26, 0.04) == "+0.0 [−1.3, 0.0]"
     assert points(0.06, -1.0, 1.0) == "+0.1 [−1.0, 1.0]"
 
 
+def test_settings_and_methods_stand_in_the_order_in_which_they_come():
+    results = scores("single", [[0.5]]) + scores("kf", [[0.6]])
+    results += [dataclasses.replace(r, setting="clean") for r in results]
+    summary = summarize(results)
+    assert list(summary) == ["sym40", "clean"]
+    assert [list(rows) for rows in summary.values()] == [["single", "kf"]] * 2
+
+
 def test_a_single_seed_has_neither_error_nor_interval():
     results = scores("kf", [[0.5, 0.6]]) + scores("single", [[0.5, 0.5]])
     assert percent([0.55]) == {"mean": 55.0, "sem": None, "n": 1, "seeds": [55.0]}
     assert table(summarize(results)).loc["kf", "40% symmetric"] == "55.0"
-    assert differences(results, [("kf", "single")]).loc["kf − single", "40% symmetric"] == "+5.0"
+    shown = differences(results, [("kf", "single")], {})
+    assert shown.loc["kf − single", "40% symmetric"] == "+5.0"
     assert verdict(results, "kf", "single") == "one seed: 40% symmetric"
 
 

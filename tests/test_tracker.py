@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_bad_input_is_told_and_leaves_what_is_there(tmp_path):
     told(lambda: Tracker(tmp_path / "n", [0, 4, 2]).note(np.eye(3)), "from 0 to 4; allow 0 to 2$")
     told(lambda: Tracker(tmp_path / "n", LABELS, outputs="odds"), 'give "logits" or "probs"')
     told(lambda: tracker.note(outputs(0) * np.nan), "outputs are not finite; look for NaN")
-    told(lambda: load_tracked(tmp_path), "is no tracked folder; make one with a Tracker")
+    told(lambda: load_tracked(tmp_path), "is not a tracked folder; make one with a Tracker")
     assert not (tmp_path / "n").exists()
     assert tracker.record().epochs == 2
     os.truncate(folder / "probs.f16", 10)
@@ -237,9 +238,9 @@ def names(folder):
     ("model", "message"),
     [
         (nn.Linear(2, 3), "is in training mode, .*call model.eval.. before you predict"),
-        ({"w": np.ones(3)}, "a dict is no network of torch .*leave model out"),
-        (MLPClassifier(), "a MLPClassifier is no network of torch"),
-        (lambda: None, "a function is no network"),
+        ({"w": np.ones(3)}, "a dict is neither a torch network .*leave model out"),
+        (MLPClassifier(), "a MLPClassifier is neither a torch network"),
+        (lambda: None, "a function is neither a torch network"),
     ],
 )
 def test_what_cannot_be_a_checkpoint_is_refused_before_anything_is_written(
@@ -367,7 +368,7 @@ def test_a_bit_that_flips_is_noticed(tmp_path, name):
         flipped = bytearray(content)
         flipped[place] ^= 1 << int(draw.integers(8))
         file.write_bytes(flipped)
-        with pytest.raises(InputError, match="t is (damaged|no tracked folder)") as told:
+        with pytest.raises(InputError, match="t is (damaged|not a tracked folder)") as told:
             load_tracked(tmp_path / "t")
         assert len(str(told.value).splitlines()) == 1
     file.write_bytes(content)
@@ -379,11 +380,11 @@ def test_fewer_labels_do_not_make_more_epochs(tmp_path):
     head = json.loads((tmp_path / "t" / "tracked.json").read_text())
     for labels in (LABELS[:2], [0, 1, 2, 2], [], 3, "abc", [[0]], [0.5], [10**30], [-1]):
         (tmp_path / "t" / "tracked.json").write_text(json.dumps(head | {"labels": labels}))
-        with pytest.raises(InputError, match="is damaged|is no tracked folder"):
+        with pytest.raises(InputError, match="is damaged|is not a tracked folder"):
             load_tracked(tmp_path / "t")
     for text in ("[" * 200_000, "", "{}", "[1]", '{"labels": [0], "classes": 1e999}'):
         (tmp_path / "t" / "tracked.json").write_text(text)
-        with pytest.raises(InputError, match="is no tracked folder"):
+        with pytest.raises(InputError, match="is not a tracked folder"):
             load_tracked(tmp_path / "t")
 
 
@@ -420,7 +421,7 @@ def test_no_link_and_no_pipe_is_written_to_or_read(tmp_path, name):
     (tmp_path / "t").mkdir()
     for plant in (lambda: file.symlink_to(precious), lambda: os.mkfifo(file)):
         plant()
-        with pytest.raises(InputError, match="is a link or no file; use another folder"):
+        with pytest.raises(InputError, match="is a link or not a file; use another folder"):
             Tracker(tmp_path / "t", LABELS).note(outputs(0))
         assert precious.read_bytes() == b"old"
         file.unlink()
@@ -587,6 +588,9 @@ def test_a_checkpoint_whose_epoch_was_not_noted_is_not_offered(tmp_path):
     files = tmp_path / "t" / "checkpoints"  # as after a kill between checkpoint and predictions
     (files / "epoch_0003.safetensors").write_bytes((files / "epoch_0002.safetensors").read_bytes())
     assert tracker.record().kept.tolist() == [0, 1, 2]
+    shutil.rmtree(files)
+    with pytest.raises(InputError, match="has lost its checkpoints; bring them back"):
+        load_tracked(tmp_path / "t")
 
 
 @pytest.mark.parametrize("keep", [1, "3", True, 2.5])
@@ -594,7 +598,7 @@ def test_a_bound_that_is_none_is_refused(tmp_path, keep):
     Tracker(tmp_path / "t", LABELS, keep=3).note(outputs(0), nn.Linear(1, 1).eval())
     head = tmp_path / "t" / "tracked.json"
     head.write_text(json.dumps(json.loads(head.read_text()) | {"keep": keep}))
-    with pytest.raises(InputError, match="is no tracked folder"):
+    with pytest.raises(InputError, match="is not a tracked folder"):
         load_tracked(tmp_path / "t")
 
 

@@ -174,8 +174,6 @@ def test_warm_up_rises_linearly_before_the_cosine():
     config = RunConfig(lr=1.0, epochs=10, warmup=2.0)
     at = [round(learning_rate(config, done), 4) for done in (0.0, 0.1, 0.2, 0.6, 1.0)]
     assert at == [0.01, 0.505, 1, 0.5, 0]
-    thirds = RunConfig(lr=1.0, schedule="thirds")
-    assert [round(learning_rate(thirds, done), 4) for done in (0.3, 0.4, 0.7)] == [1, 0.1, 0.01]
 
 
 def test_a_folder_that_does_not_fit_is_read_while_it_is_trained_on(tmp_path, monkeypatch):

@@ -11,19 +11,17 @@ import numpy as np
 from jaxtyping import Float64
 
 from fmnlib.config import InputError
-from fmnlib.fusion import Fusion, around, fixed_jumps, fuse, share_intervals, single
+from fmnlib.fusion import Fusion, Search, around, fixed_jumps, fuse, share_intervals, single
 from fmnlib.noise import noisy_labels
 from fmnlib.record import Result, RunRecord, refuse_test
 from fmnlib.scores import by_class
 from fmnlib.stats import score
 
-Choice = Callable[[RunRecord], Fusion]
-
 
 def scored(
     records: Sequence[RunRecord],
     splits: Sequence[int],
-    ways: Mapping[str, Choice],
+    ways: Mapping[str, Search],
     *,
     item: str,
     extra_seconds: float = 0.0,
@@ -45,7 +43,7 @@ def scored(
     return results
 
 
-def given(change: Callable[[RunRecord], RunRecord], choose: Choice) -> Choice:
+def given(change: Callable[[RunRecord], RunRecord], choose: Search) -> Search:
     """The way that chooses from a changed validation half.
 
     >>> record = RunRecord.from_arrays(np.full((6, 9, 2), 0.5), [0] * 9)
@@ -56,7 +54,7 @@ def given(change: Callable[[RunRecord], RunRecord], choose: Choice) -> Choice:
     return lambda val: choose(change(val))
 
 
-def always(fusion: Fusion) -> Choice:
+def always(fusion: Fusion) -> Search:
     """The way that takes the same fusion whatever the validation half is."""
     return lambda val: fusion
 
@@ -123,7 +121,7 @@ def share_accuracy(
 
 
 def class_accuracy(
-    records: Sequence[RunRecord], splits: Sequence[int], choose: Choice
+    records: Sequence[RunRecord], splits: Sequence[int], choose: Search
 ) -> Float64[np.ndarray, " classes"]:
     """Test accuracy of each class, mean over runs and splits."""
     rows = []

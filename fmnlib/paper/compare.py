@@ -18,8 +18,8 @@ from fmnlib import fusion, runs
 from fmnlib.config import TAIL, InputError, RunConfig
 from fmnlib.data import load
 from fmnlib.distillation import Member, student_config
-from fmnlib.fusion import Fusion, fuse, knowledge_fusion, single
-from fmnlib.paper.ablation import Choice, always, scored
+from fmnlib.fusion import Fusion, Search, fuse, knowledge_fusion, single
+from fmnlib.paper.ablation import always, scored
 from fmnlib.record import Result, RunRecord
 from fmnlib.runs import Job
 from fmnlib.stats import score
@@ -34,7 +34,7 @@ NEIGHBOURS = 15
 
 Configs = Sequence[RunConfig]  # one for each setting and seed
 Seeds = Sequence[int]  # of trainings or of splits
-_Part = tuple[Job, Mapping[str, Choice], Seeds]  # with ways to choose, and splits
+_Part = tuple[Job, Mapping[str, Search], Seeds]  # with ways to choose, and splits
 
 
 def replicates(

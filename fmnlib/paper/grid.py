@@ -1,6 +1,8 @@
 """A resumable, prioritised grid of runs: the larger experiments of the book."""
 
 import dataclasses
+import functools
+import io
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
@@ -133,7 +135,7 @@ def status(every: Sequence[Cell], published: Container[str] = ()) -> list[dict[s
         state = "published" if cell.id in published else "left"
         row: dict[str, str | float] = {"network": name, "state": state}
         if job and runs.complete(job.config):
-            record = RunRecord.load(runs.folder(job.config))
+            record = RunRecord.load(runs.folder(job.config) / "record.npz")  # no probabilities
             row |= {"state": "done", "seconds": float(record.provenance["seconds"])}
         elif job and state == "left" and runs.folder(job.config).exists():
             row["state"] = "running" if _locked(runs.folder(job.config)) else "begun"
@@ -145,7 +147,7 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
     """What `publish` wrote, by the ids of the cells; empty where it wrote nothing.
 
     Raises:
-        InputError: If the folder is none, or its file is damaged.
+        InputError: If it is not a folder, or its file is damaged.
     """
     file = target / "results.json"
     if target.exists() and not target.is_dir():
@@ -168,11 +170,11 @@ def publish(every: Sequence[Cell], target: Path) -> int:
     and count. The target is a folder for `results.json`, `records/` and, of the first seed,
     `forgotten/`.
     """
-    content = published(target)
+    before, new = published(target), {}
     for cell in every:
         made = [job is not None and runs.complete(job.config) for _, job in _jobs(cell)]
         whole, further = all(made), _MEMBERS - 1  # the further networks are a cell's last jobs
-        if not whole and (cell.wider or cell.id in content or not all(made[:-further])):
+        if not whole and (cell.wider or cell.id in before or not all(made[:-further])):
             continue
         item = f"{cell.config.dataset}-{cell.config.model}"
         options: dict[str, Any] = {"item": item, "splits": (_SPLIT,), "fresh": True}
@@ -190,7 +192,8 @@ def publish(every: Sequence[Cell], target: Path) -> int:
             if cell.config.seed == every[0].config.seed:  # the images are to be seen, not counted
                 _save_forgotten(record, target / "forgotten" / f"{cell.config.id}.npz")
         found["results"] = [dataclasses.asdict(result) for result in results]
-        content[cell.id] = found
+        new[cell.id] = found
+    content = published(target) | new  # another machine may have written meanwhile
     content = {cell.id: content[cell.id] for cell in every if cell.id in content} | content
     text = json.dumps({"cells": content}, indent=1) + "\n"
     write_whole(target / "results.json", text.encode())
@@ -205,8 +208,9 @@ def _save_forgotten(record: RunRecord, path: Path) -> None:
     data = load(record.config)
     [images] = data.gather(data.eval_images, [torch.from_numpy(most)])
     about = {"label": record.labels, "predicted": record.predicted[-1], "epochs": known}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, image=images.numpy(), **{k: v[most] for k, v in about.items()})
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, image=images.numpy(), **{k: v[most] for k, v in about.items()})
+    write_whole(path, buffer.getvalue())
 
 
 def _named(every: Sequence[Cell]) -> Iterator[tuple[Cell, str, Job | None]]:
@@ -228,15 +232,18 @@ def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
         yield "student of the independent networks", student
         return
     yield "run", Job(config)
-    jobs: dict[str, Job] = {}
-    if runs.complete(config):
-        val = RunRecord.load(runs.folder(config)).split(_SPLIT)[0]
-        fusions = best_epochs(val), knowledge_fusion(val)
-        jobs = compare.merged_jobs(config, *fusions, cell.teacher_views)
+    jobs = _merged(cell, runs.folder(config)) if runs.complete(config) else {}
     for method in ("distilled_kf", "averaged_kf", "averaged_best"):
         yield METHODS[method].name, jobs.get(method)
     for number, member in enumerate(ensemble[1:], 2):
         yield f"independent network {number}", Job(member)
+
+
+@functools.cache  # a grid asks again after each of its runs
+def _merged(cell: Cell, folder: Path) -> dict[str, Job]:
+    """The networks that are made from the run of a cell."""
+    val, views = RunRecord.load(folder).split(_SPLIT)[0], cell.teacher_views
+    return compare.merged_jobs(cell.config, best_epochs(val), knowledge_fusion(val), views)
 
 
 def _locked(folder: Path) -> bool:
