@@ -74,8 +74,12 @@ class Origins(SphinxTransform):
         yield nodes.Text("Measured: ")
         for number, item in enumerate(items):
             about = self.about[item]
-            where = [f"commit {about['commit']}{' with local changes' * about['changed']}"]
-            where += [f"on {about[key]}" for key in ("device", "date") if about[key]]
+            commits, dates = about["commit"].split(", "), about["date"].split(", ")
+            where = [f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits"]
+            where[0] += " with local changes" * about["changed"]
+            where += [f"on {about['device']}"] if about["device"] else []
+            span = f"{dates[0]} to {dates[-1]}" if dates[1:] else f"on {dates[0]}"
+            where += [span] if about["date"] else []
             yield nodes.Text("; " if number else "")
             yield page(self.env, f"/notebooks/{about['notebook']}", about["notebook"])
             yield nodes.Text(", " + ", ".join(where))
