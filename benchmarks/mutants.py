@@ -42,6 +42,13 @@ REASONS = {
     "diagnosis: condition as False in `if not isinstance(probs, Col": (
         "a view of the same numbers, which takes less memory"
     ),
+    "diagnosis: Mult as Div in `unseen=mean_gain(known * 1.0": "the same numbers",
+    "fusion: USub left out in `count[width <= _ROUNDING]": (
+        "so narrow an interval is never the widest of the best"
+    ),
+    "checkpoint: statement left out in `lock.release()`": (
+        "a lock that nothing refers to any more is released as well"
+    ),
     "diagnosis: Pow as Mult in `_BLOCK = 2**22": "smaller blocks give the same numbers",
     "checkpoint: 0 as 1 in `lock.acquire(timeout=0)`": (
         "a process waits a second before it says that it waits"

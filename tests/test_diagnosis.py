@@ -19,6 +19,7 @@ from fmnlib.diagnosis import (
     _cross_fit,
     _epochs_of,
     _mixtures,
+    _networks,
     _right_mixtures,
     _widened_level,
     diagnose,
@@ -565,7 +566,8 @@ def test_mixtures_hold_a_tenth_of_the_epochs_twice_and_eight_at_most():
         sizes = {sum(stop - start for start, stop in spans) for spans in early + late}
         assert sizes == {networks}, rows
         assert all(spans[-1][1] == rows for spans in late)
-        assert len(early) == len({spans for spans in early})
+        assert max(spans[0][1] for spans in early) <= min(spans[0][0] for spans in late)
+    assert [_networks(number) for number in (1, 2)] == ["one network", "2 networks"]
     assert _mixtures(3) == ([((0, 1),), ((1, 2),)], [((2, 3),)])
 
 

@@ -383,3 +383,10 @@ def test_the_best_epochs_are_those_of_highest_validation_accuracy():
     assert val.accuracy[chosen].min() >= np.delete(val.accuracy, chosen).max()
     with pytest.raises(InputError, match="test half"):
         best_epochs(val.split(0)[1], 2)
+
+
+@pytest.mark.parametrize("search", SEARCHES.values())
+def test_of_equal_epochs_the_earliest_is_mixed_in(search):
+    probs = np.array([[[0.9, 0.1]] * 4] * 3 + [[[0.4, 0.6]] * 4])
+    found = search(RunRecord.from_arrays(probs, [0] * 4), window=0)
+    assert [epoch for epoch, _ in found.picks] == [0]

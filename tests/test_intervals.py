@@ -145,6 +145,7 @@ def test_two_groups_have_an_interval_at_any_level(level):
 
 def test_one_group_says_nothing_of_another():
     right, one = np.arange(50) < 40, np.zeros(50, int)
+    assert proportion(right, groups=one).low == 0
     assert (paired_gain(right, ~right, groups=one).low, proportion(right, groups=one).high) == (
         -1,
         1,

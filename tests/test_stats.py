@@ -183,9 +183,10 @@ def test_a_score_names_its_run_and_rounds_its_seconds():
 
 
 def test_tables_show_mean_error_and_cost():
-    results = scores("kf", [[0.5], [0.7]]) + scores("single", [[0.4], [0.4]])
+    results = scores("single", [[0.4], [0.4]]) + scores("kf", [[0.5], [0.7]])
     assert table(summarize(results)).loc["kf", "40% symmetric"] == "60.0 ± 10.0"
     assert costs(results, "sym40").loc["single"].tolist() == [4.0, 2.0]
+    assert costs(results, "sym40").index.tolist() == ["single", "kf"]
 
 
 def test_an_interval_that_ends_at_zero_is_not_clear():
