@@ -49,6 +49,7 @@ REASONS = {
     "checkpoint: statement left out in `lock.release()`": (
         "a lock that nothing refers to any more is released as well"
     ),
+    "checkpoint: 2 as 3 in `warnings.warn(": "a warning names another line of the same code",
     "diagnosis: Pow as Mult in `_BLOCK = 2**22": "smaller blocks give the same numbers",
     "checkpoint: 0 as 1 in `lock.acquire(timeout=0)`": (
         "a process waits a second before it says that it waits"

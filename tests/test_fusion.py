@@ -383,6 +383,8 @@ def test_the_best_epochs_are_those_of_highest_validation_accuracy():
     assert val.accuracy[chosen].min() >= np.delete(val.accuracy, chosen).max()
     with pytest.raises(InputError, match="test half"):
         best_epochs(val.split(0)[1], 2)
+    with pytest.raises(InputError, match="10 networks of 9 kept epochs; allow 1 to 9"):
+        best_epochs(val, 10)
 
 
 @pytest.mark.parametrize("search", SEARCHES.values())
