@@ -50,6 +50,12 @@ REASONS = {
         "a lock that nothing refers to any more is released as well"
     ),
     "checkpoint: 2 as 3 in `warnings.warn(": "a warning names another line of the same code",
+    "fusion: BitOr as BitAnd in `never &= ahead_before |": (
+        "the interval of such a sample is empty all the same"
+    ),
+    "fusion: USub left out in `if (count, width, -row) > key:": (
+        "two epochs would have to tie although their bounds differ, the later one tried last"
+    ),
     "diagnosis: Pow as Mult in `_BLOCK = 2**22": "smaller blocks give the same numbers",
     "checkpoint: 0 as 1 in `lock.acquire(timeout=0)`": (
         "a process waits a second before it says that it waits"
