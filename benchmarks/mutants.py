@@ -91,7 +91,7 @@ REASONS = {
         "the searches that it calls refuse a test half in the same words"
     ),
     "fusion: 0 as 1 in `if bounds[row] >= key[0]:`": "more epochs are tried, to the same end",
-    "scores: Lt as LtE in `passes = (right > 0)": "a probability of exactly the level",
+    "scores: Lt as LtE in `passes = bdtrc": "a probability of exactly the level",
     "diagnosis: 1 as 2 in `later = 1 +": "votes are compared, whatever each of them counts",
 }
 """Why a survivor may live, by the beginning of its name."""

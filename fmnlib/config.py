@@ -22,6 +22,7 @@ class Paused(Exception):
 
 
 Number = int | float
+Schedule = Literal["cosine", "step", "constant", "cyclic", "constant_tail", "cyclic_tail"]
 
 LOSSES: dict[str, dict[str, tuple[float, float, float]]] = {
     "cross_entropy": {},
@@ -103,9 +104,7 @@ class RunConfig:
     """Largest norm of the gradient; 0 is off."""
     warmup: float = _range(0.0, 0)
     """Epochs in which the learning rate rises linearly, before the schedule begins."""
-    schedule: Literal["cosine", "step", "constant", "cyclic", "constant_tail", "cyclic_tail"] = (
-        "cosine"
-    )
+    schedule: Schedule = "cosine"
     """Learning rate over time: see `fmnlib.training.learning_rate`."""
     cycles: int = _range(5, 1)
     """Cosine cycles of the cyclic schedules."""
@@ -133,8 +132,7 @@ class RunConfig:
     keep_best: int = _range(0, 0)
     """Keep at most so many, 2 or more, as `fmnlib.scores.covering` chooses by split 0."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format; auto is float32 on CPUs, and on GPUs bfloat16, or float16 on those of compute
-    capability 7.x."""
+    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those of 7.x."""
     seed: int = _range(0, 0, below=2**31)
     """Initialisation, order of the data, augmentation."""
     noise_seed: int = _range(0, 0, below=2**31)
@@ -147,6 +145,9 @@ class RunConfig:
         if self.warmup >= self.epochs:
             problem = f"warmup is {self.warmup} of {self.epochs} epochs"
             raise InputError(f"{problem}; make warmup less than epochs")
+        if 0 < self.resize < self.image_size:
+            problem = f"resize is {self.resize} and image_size is {self.image_size}"
+            raise InputError(f"{problem}; make resize 0 or at least image_size")
         if any(not 0 <= epoch < self.epochs for epoch in self.keep):
             problem = f"keep is {self.keep} in a run of {self.epochs} epochs"
             raise InputError(f"{problem}; epochs count from 0 to {self.epochs - 1}")

@@ -107,8 +107,7 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
     if classes < 2:
-        part = f" in {config.classes}" * (config.classes != "all")
-        raise InputError(f"{config.dataset} has one class{part}; give two or more")
+        raise InputError(f"{config.dataset} has one class ({config.classes}); give two or more")
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
     if config.evaluate == "heldout":  # their labels are noisy too: noise is drawn over all
         every = np.arange(len(labels))

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmnlib.checkpoint import checkpoint_path, load_tensors, save_tensors
+from fmnlib.checkpoint import check_labels, checkpoint_path, load_tensors, save_tensors
 from fmnlib.config import InputError, RunConfig, StudentConfig
 from fmnlib.data import Batch, DataSet, load, sample_crop_flip
 from fmnlib.fusion import Fusion
@@ -103,11 +103,12 @@ def distill(
         InputError: If the teacher has no members, or their weights do not sum to 1.
     """
     _check_sum(members)
-    if (folder / "record.npz").exists():  # then the teacher's checkpoints may be gone
-        if (record := RunRecord.load(folder)).config == config:
-            return record
     student = config.student or StudentConfig()
     data = with_view_pool(config, load(config, join(pick_device(device))[1]))
+    if (folder / "record.npz").exists():  # then the teacher's checkpoints may be gone
+        check_labels(folder, data.labels.cpu().numpy())
+        if (record := RunRecord.load(folder)).config == config:
+            return record
     teacher = [(load_network(member, data), member.weight) for member in members]
     heaviest = max(members, key=lambda member: member.weight)
     return train(

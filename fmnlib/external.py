@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from fmnlib import models, training
+from fmnlib import models, training, weights
 from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.config import SOFT_SHARES, CheckpointFiles, InputError, RunConfig, StudentConfig
 from fmnlib.data import DataSet
@@ -33,14 +33,6 @@ from fmnlib.scores import at_chance
 from fmnlib.stats import gain_rows, gains, paired_gain, picks
 from fmnlib.tracker import load_tracked
 from fmnlib.watch import forward, labels_of, predict_batches
-from fmnlib.weights import (
-    Kind,
-    checkpoint_names,
-    find_checkpoints,
-    load_weights,
-    read_state_dict,
-    write_state_dict,
-)
 
 Maker = Callable[[], nn.Module]
 Members = Sequence[tuple[Path, float]]  # checkpoints of a mixture, and their weights
@@ -94,8 +86,8 @@ def fuse_files(
             assert train is not None
             options: Any = {"epochs": files.epochs, "lr": files.lr, "labels": files.labels} | where
             written = distill_checkpoints(make, members, train, seen, **options)
-        write_state_dict(files.output, written.state_dict())
-        names = checkpoint_names(at.paths)
+        weights.write_state_dict(files.output, written.state_dict())
+        names = weights.checkpoint_names(at.paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         report: dict[str, Any] = {"checkpoints": len(names), "first": names[0], "final": names[-1]}
         if data is not None and data.images is not None:
@@ -188,7 +180,7 @@ def record_checkpoints(
     folder: Path,
     *,
     device: torch.device,
-    kind: Kind = "model",
+    kind: weights.Kind = "model",
 ) -> RunRecord:
     """The record of checkpoints on labelled data; an "epoch" is a checkpoint.
 
@@ -197,7 +189,7 @@ def record_checkpoints(
     """
     predicted: list[np.ndarray] = []
     for path in tqdm(paths, "predicting", unit="checkpoint"):
-        network = load_weights(model, read_state_dict(path, kind), str(path))
+        network = weights.load_weights(model, weights.read_state_dict(path, kind), str(path))
         rows = _predict(network, data, device, str(path))
         if not predicted:
             shape = (len(paths), *rows.shape)
@@ -211,7 +203,7 @@ def record_checkpoints(
         kept=np.arange(len(paths)),
         probs=probs,
         classes=probs.shape[2],
-        provenance={"checkpoints": checkpoint_names(paths)} | named,
+        provenance={"checkpoints": weights.checkpoint_names(paths)} | named,
         ids=None if data.images is None else np.array(data.images.names),
     )
 
@@ -227,7 +219,7 @@ def average_checkpoints(
     batches: Iterable[Tensor],
     *,
     device: torch.device | str = "cpu",
-    kind: Kind = "model",
+    kind: weights.Kind = "model",
 ) -> nn.Module:
     """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
 
@@ -247,7 +239,7 @@ def distill_checkpoints(
     lr: float = 0.01,
     labels: Literal["given", "refined"] = "given",
     device: torch.device | str = "cpu",
-    kind: Kind = "model",
+    kind: weights.Kind = "model",
 ) -> nn.Module:
     """A student that learns from the mixture of checkpoints, as `weighted` gives them.
 
@@ -289,8 +281,8 @@ def distill_checkpoints(
     return student.eval()
 
 
-def _loaded(make: Maker, path: Path, kind: Kind) -> nn.Module:
-    return load_weights(make(), read_state_dict(path, kind), str(path))
+def _loaded(make: Maker, path: Path, kind: weights.Kind) -> nn.Module:
+    return weights.load_weights(make(), weights.read_state_dict(path, kind), str(path))
 
 
 def _distill_batches(
@@ -338,7 +330,7 @@ def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | No
     fields = {name: getattr(files, name) for name in ("size", "resize", "mean", "std")}
     preprocessing, device = Preprocessing(**fields), training.pick_device(files.device)
     if tracked is None:
-        record, paths = None, find_checkpoints(files.checkpoints)
+        record, paths = None, weights.find_checkpoints(files.checkpoints)
     else:
         record = load_tracked(tracked)
         paths = [checkpoint_path(tracked, epoch) for epoch in range(record.epochs)]
@@ -366,8 +358,8 @@ def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
     if at_chance(record.predicted, record.labels):
         problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
         raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
-    best = read_state_dict(at.paths[int(record.accuracy.argmax())], files.weights)
-    _refuse_foreign_batchnorm(load_weights(at.network, best), at.data, record, at.device)
+    best = weights.read_state_dict(at.paths[int(record.accuracy.argmax())], files.weights)
+    _refuse_foreign_batchnorm(weights.load_weights(at.network, best), at.data, record, at.device)
     return record
 
 

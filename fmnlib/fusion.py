@@ -80,8 +80,7 @@ class Fusion:
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 
 
-Search = Callable[[RunRecord], Fusion]
-"""What chooses a fusion by a validation half."""
+Search = Callable[[RunRecord], Fusion]  # chooses by a validation half
 
 
 def fuse(record: RunRecord, fusion: Fusion) -> Probs:

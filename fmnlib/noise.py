@@ -88,6 +88,7 @@ def symmetric(labels: Labels, classes: int, rate: float, seed: int) -> Noisy:
     >>> int(flipped.sum()), bool((noisy[flipped] != 0).all())
     (4, True)
     """
+    _check_rate(rate)
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(labels), size=round(rate * len(labels)), replace=False)
     noisy = labels.copy()
@@ -102,6 +103,7 @@ def asymmetric(labels: Labels, confused_with: Mapping[int, int], rate: float, se
     >>> sorted(noisy[:2].tolist()), noisy[2:].tolist()
     ([0, 1], [1, 1])
     """
+    _check_rate(rate)
     rng = np.random.default_rng(seed)
     noisy = labels.copy()
     for source, target in sorted(confused_with.items()):  # in any order the same draws
@@ -117,6 +119,10 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
     [1, 0]
     """
     check_matrix(matrix)
+    if labels.max() >= len(matrix):
+        raise InputError(
+            f"the noise matrix has {len(matrix)} classes, the labels run to {labels.max()}"
+        )
     draws = np.random.default_rng(seed).random(len(labels))
     cumulative = matrix.cumsum(axis=1)[labels]
     noisy = np.minimum((draws[:, None] >= cumulative).sum(axis=1), len(matrix) - 1)
@@ -148,6 +154,11 @@ def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
     probs = np.asarray(val.keep([val.epochs - 1]).probs, np.float64)[0]
     sums = np.stack([probs[val.labels == label].sum(axis=0) for label in range(val.classes)])
     return sums / sums.sum(axis=1, keepdims=True)  # stored in half precision, rows are not quite 1
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise InputError(f"noise rate is {rate}; allowed is at least 0 and below 1")
 
 
 def _read_matrix(path: Path, classes: int) -> np.ndarray:

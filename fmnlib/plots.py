@@ -42,8 +42,7 @@ LINES: list[tuple[str, LineStyle]] = [
 ]  # fmt: skip
 """Colours with line styles, for curves that are not of methods."""
 
-# A colour for each price: one network of one run, several of them (blue), a second training (red),
-# further runs (green); grey for what trains on right labels, or trains no network.
+# By price: one network, several (blue), a second training (red), more runs (green), others (grey).
 METHODS = {
     "single": MethodStyle("Final network", BLACK, "o"),
     "early_stopping": MethodStyle("Early stopping", BLACK, "s"),

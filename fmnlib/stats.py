@@ -239,7 +239,7 @@ def outcome(low: float, high: float) -> str:
 
     Returns:
         equal (the whole interval lies within the margin), found (above zero), opposite (below
-        zero), or not clear; one seed where there counts as empty.
+        zero), or not clear; one seed where there is no interval.
 
     >>> [outcome(*ends) for ends in [(-0.2, 0.4), (0.3, 2.0), (-2.0, -0.3), (-2.0, 2.0)]]
     ['equal', 'found', 'opposite', 'not clear']

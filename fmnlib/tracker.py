@@ -268,8 +268,7 @@ def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
     """Whether the rows are the softmax of probabilities that are confident of several classes.
 
     The logits of a softmax of q are log q's own: log p + c with c = (1 - sum log p) / classes
-    gives q back. A network that knows little yet is not confident,
-    nor is one that boosts.
+    gives q back. A network that knows little yet is not confident, nor is one that boosts.
     """
     logs = np.log(probs[:: 1 + len(probs) // 2000].clip(1e-300))  # some rows tell as much
     inner = logs + (1 - logs.sum(axis=1, keepdims=True)) / probs.shape[1]

@@ -76,8 +76,7 @@ def _pattern(paths: Sequence[Path]) -> str:
     """One that these files alone match, if it is simple; else an example."""
     if paths:
         # All from the first digit of a name to its last one is what differs.
-        path = paths[0]
-        found = str(path.with_name(re.sub(r"\d(.*\d)?", "[0-9]*", path.name)))
+        found = str(paths[0].with_name(re.sub(r"\d(.*\d)?", "[0-9]*", paths[0].name)))
         if set(map(Path, glob.glob(found))) == set(paths):
             return found
     return "ckpt/*[0-9].pt"

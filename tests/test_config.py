@@ -98,6 +98,7 @@ def test_an_integer_is_the_same_as_its_float():
         ({"lr": None}, "lr is None; it must be of type float"),
         ({"dataset": 10}, "dataset is 10; it must be of type str"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; choose one of sgd, adamw"),
+        ({"resize": 8, "image_size": 32}, "resize is 8 and image_size is 32; make resize 0 or at"),
         ({"schedule": 1}, "schedule is 1; choose one of cosine, step, constant, cyclic"),
         ({"epochs": 0}, "epochs is 0; allowed is at least 1"),
         ({"lr": -0.1}, "lr is -0.1; allowed is at least 0"),

@@ -74,6 +74,9 @@ def test_a_student_of_the_fusion_beats_its_run(tmp_path):
     shutil.rmtree(tmp_path / "long")  # what is done needs no teacher
     again = distill(config, members, tmp_path / "student", device="cpu", progress=False)
     assert np.array_equal(again.probs, student.probs)
+    (tmp_path / "student" / "labels.sha256").write_text("others")
+    with pytest.raises(InputError, match="was trained on other labels than its settings give"):
+        distill(config, members, tmp_path / "student", device="cpu", progress=False)
 
 
 def test_a_student_can_start_from_its_heaviest_teacher(trained, tmp_path):

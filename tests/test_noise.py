@@ -88,12 +88,21 @@ def test_human_labels_are_taken_when_their_order_is_the_data_sets(tmp_path, monk
         noisy_labels(config, LABELS[::-1].copy(), some, CLASSES)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, np.nan])
+def test_rates_outside_0_to_1_are_refused(rate):
+    with pytest.raises(InputError, match=f"noise rate is {rate}; allowed is at least 0"):
+        symmetric(LABELS, CLASSES, rate, seed=0)
+    with pytest.raises(InputError, match=f"noise rate is {rate}; allowed is at least 0"):
+        asymmetric(LABELS, {0: 1}, rate, seed=0)
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
         (np.full((CLASSES, CLASSES), 0.1), "does not sum to 1"),
         (np.eye(CLASSES) * 2 - np.roll(np.eye(CLASSES), 1, axis=1), "is negative"),
         (np.full((CLASSES, CLASSES), np.nan), "does not sum to 1"),
+        (np.eye(CLASSES - 1), "has 6 classes, the labels run to 6"),
     ],
 )
 def test_matrices_that_are_none_are_refused(matrix, message):
