@@ -109,14 +109,14 @@ def forecast() -> str:
     seconds = sum(float(record.provenance["seconds"]) for record in committed)
     config = RunConfig.of_profile("quick")
     known = next(record for record in committed if record.config == config)
-    places, part = runs.local_devices("auto"), known.epochs // 6
-    some = [dataclasses.replace(config, epochs=part, seed=n) for n in range(len(places))]
+    devices, part = runs.local_devices("auto"), known.epochs // 6
+    some = [dataclasses.replace(config, epochs=part, seed=n) for n in range(len(devices))]
     with tempfile.TemporaryDirectory() as folder, _environment(FMN_RUNS=folder):
         made = runs.obtain(some, fresh=True, progress=False)
     here = np.mean([float(r.provenance["seconds"]) for r in made]) / part
     there = float(known.provenance["seconds"]) / known.epochs
-    minutes = seconds * here / there / len(places) / 60
-    count = f"{len(committed)} networks, as many as are committed, {len(places)} at a time"
+    minutes = seconds * here / there / len(devices) / 60
+    count = f"{len(committed)} networks, as many as are committed, {len(devices)} at a time"
     return f"training {count}: about {minutes:.0f} minutes"
 
 

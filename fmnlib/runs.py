@@ -188,23 +188,23 @@ def make_all(
     Raises:
         Paused: If jobs are left for the deadline.
     """
-    places = local_devices(device, workers)
+    devices = local_devices(device, workers)
     if not jobs():
         return
-    alone = len(places) == 1  # then in this process
+    alone = len(devices) == 1  # then in this process
     folders = str(data_root().resolve()), str(Path.cwd())
-    pool = None if alone else worker_pool(len(places), *folders)
+    pool = None if alone else worker_pool(len(devices), *folders)
 
-    def submit(job: Job, place: str) -> Future[bool]:
-        words = job, folder(job.config).absolute(), place, progress and alone, deadline
+    def submit(job: Job, on: str) -> Future[bool]:
+        arguments = job, folder(job.config).absolute(), on, progress and alone, deadline
         if pool is not None:
-            return pool.submit(make, *words)
+            return pool.submit(make, *arguments)
         done: Future[bool] = Future()
-        done.set_result(make(*words))
+        done.set_result(make(*arguments))
         return done
 
     try:
-        follow(jobs, submit, places, progress)
+        follow(jobs, submit, devices, progress)
     except KeyboardInterrupt:
         worker_pool.cache_clear()  # its processes have ended
         raise
@@ -259,9 +259,9 @@ def make_on_ray(
         options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": data}
         remote = ray.remote(**options)(_make_on_node)
 
-        def submit(job: Job, place: str) -> Future[bool]:
+        def submit(job: Job, on: str) -> Future[bool]:
             members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
-            task = remote.remote(replace(job, members=members), probe, place, stop)
+            task = remote.remote(replace(job, members=members), probe, on, stop)
             return cast("Future[bool]", task.future())
 
         follow(jobs, submit, [device] * _QUEUED, progress=True)
@@ -287,17 +287,17 @@ def _make_on_node(job: Job, probe: Path, device: str, stop: float) -> bool:
 def follow(
     jobs: Callable[[], Sequence[Job]],
     submit: Callable[[Job, str], Future[bool]],
-    places: Sequence[str],
+    devices: Sequence[str],
     progress: bool,
 ) -> None:
-    """Submit jobs, one at a time to each of the places, until `jobs` lists none.
+    """Submit jobs, one at a time to each of the devices, until `jobs` lists none.
 
     A job begins when the networks that it is made from are there. One that another process makes
-    is passed over, and tried again when something else is done, or soon if a place is idle.
+    is passed over, and tried again when something else is done, or soon if a device is idle.
     If one pauses, the others are waited for until they have paused, too.
     """
-    running: dict[Future[bool], tuple[str, str]] = {}  # names and places
-    held, idle = set[str](), list(places)  # by other processes; by nobody
+    running: dict[Future[bool], tuple[str, str]] = {}  # names and devices
+    held, idle = set[str](), list(devices)  # by other processes; by nobody
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:
             bar.total = bar.n + len(todo)  # some are known when others are there
@@ -306,8 +306,8 @@ def follow(
                 taken = held.union(name for name, _ in running.values())
                 made_from = {member.config.id for member in job.members}
                 if idle and job.config.id not in taken and left.isdisjoint(made_from):
-                    place = idle.pop(0)
-                    running[submit(job, place)] = job.config.id, place
+                    on = idle.pop(0)
+                    running[submit(job, on)] = job.config.id, on
             if not running:
                 time.sleep(_PATIENCE)
                 held.clear()
@@ -318,8 +318,8 @@ def follow(
             for future in done:
                 if isinstance(future.exception(), Paused):
                     wait(running)
-                name, place = running.pop(future)
-                idle.append(place)
+                name, on = running.pop(future)
+                idle.append(on)
                 bar.update(future.result())
                 held = set() if future.result() else held | {name}
 
@@ -328,11 +328,11 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
     """Make one job in its folder; False where another process is making it."""
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
-    place = torch.cuda.device(device) if device.startswith("cuda:") else nullcontext()
+    current = torch.cuda.device(device) if device.startswith("cuda:") else nullcontext()
     together = os.environ.get("WORLD_SIZE", "1") != "1"  # by torchrun, all on this run
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with place, nullcontext() if together else folder_lock(path).acquire(timeout=0):
+        with current, nullcontext() if together else folder_lock(path).acquire(timeout=0):
             if job.make is distill and not job.members:
                 train(job.config, path, device=device, progress=progress, deadline=deadline)
             else:
