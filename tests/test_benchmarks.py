@@ -218,6 +218,12 @@ def test_every_label_is_judged_by_a_network_that_was_trained_without_it(tmp_path
     assert train(config, tmp_path / "all").curves["memorised"][-1] > 0.8
 
 
+def test_a_row_of_the_ranking_has_the_true_rate(runs_root):
+    config = RunConfig(epochs=4, train_samples=100, noise="symmetric", noise_rate=0.3)
+    row = next(labels.measured(config))
+    assert (row["method"], row["wrong"]) == ("single", 0.3)
+
+
 def test_the_ranking_of_labels_is_measured_for_every_case():
     rows = json.loads((ROOT / "results" / "labels.json").read_text())
     cases = {(row["dataset"], row["setting"], row["seed"]) for row in rows}
@@ -227,6 +233,9 @@ def test_the_ranking_of_labels_is_measured_for_every_case():
         assert {"anchored_kf", "single", "cleanlab_normalized_margin"} <= found.keys()
         cost = found["cleanlab_normalized_margin"]["seconds"] / found["anchored_kf"]["seconds"]
         assert cost > 5, case
+        rates = {row["wrong"] for row in found.values()}
+        assert len(rates) == 1
+        assert case[1] != "sym40" or rates == {0.4}
 
 
 def test_labels_spread_over_the_graph_as_its_equation_says():

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from docutils import nodes
 from PIL import Image
 
 from book import build as book
@@ -348,6 +350,28 @@ def test_other_seeds_reach_every_notebook_that_trains(tmp_path):
         printed[name] = "".join(cells[-1]["outputs"][0]["text"]).strip()
     assert printed == {"1_many": "[[7, 8]]", "2_one": "[7]", "3_grid": "[[0, 1]]"}
     gc.collect()  # here, where the warning is expected
+
+
+def test_an_origin_of_several_commits_and_days_is_told_in_short(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from origins import in_short
+
+    one = {"commit": "1a", "changed": True, "device": "CPU", "date": "2026-11-22"}
+    assert in_short(one) == "commit 1a with local changes, on CPU, on 2026-11-22"
+    more = {"commit": "1a, 2b", "changed": False, "date": "2026-11-22, 2026-11-24, 2026-11-28"}
+    assert in_short(one | more) == "2 commits, on CPU, 2026-11-22 to 2026-11-28"
+    assert in_short(one | {"changed": False, "device": "", "date": ""}) == "commit 1a"
+
+
+def test_the_names_of_an_index_stand_above_their_columns(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from origins import table_of
+
+    index = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]])
+    shown = pd.DataFrame({"n": range(4)}, index=index)._repr_html_()
+    found = table_of(shown, "").findall(nodes.row)
+    rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in found]
+    assert rows[1:] == [["a", "x", "0"], ["", "y", "1"], ["b", "x", "2"], ["", "y", "3"]]
 
 
 def test_a_table_of_results_says_how_many_seeds_and_which_regime(monkeypatch):

@@ -105,6 +105,13 @@ def test_cells_that_another_machine_publishes_meanwhile_stay(tiny, tmp_path, mon
     assert set(published(tmp_path)) == {cell.id for cell in tiny}
 
 
+def test_what_lists_networks_reads_no_probabilities(tiny):
+    work(tiny[:1], device="cpu", workers=1)
+    (runs.folder(tiny[0].config) / "probs.npy").write_bytes(b"damaged")
+    assert [row["state"] for row in runs.listing()] == ["complete"] * 6
+    assert [row["state"] for row in status(tiny[:1])] == ["done"] * 6
+
+
 def test_a_finished_cell_is_searched_once(tiny, monkeypatch):
     work(tiny, device="cpu", workers=1)
     searched = []

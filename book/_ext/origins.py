@@ -11,7 +11,7 @@ cell's metadata hold, {"fmnlib": {"table": "caption"}}; one without a caption is
 
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 from xml.etree import ElementTree
@@ -74,15 +74,9 @@ class Origins(SphinxTransform):
         yield nodes.Text("Measured: ")
         for number, item in enumerate(items):
             about = self.about[item]
-            commits, dates = about["commit"].split(", "), about["date"].split(", ")
-            where = [f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits"]
-            where[0] += " with local changes" * about["changed"]
-            where += [f"on {about['device']}"] if about["device"] else []
-            span = f"{dates[0]} to {dates[-1]}" if dates[1:] else f"on {dates[0]}"
-            where += [span] if about["date"] else []
             yield nodes.Text("; " if number else "")
             yield page(self.env, f"/notebooks/{about['notebook']}", about["notebook"])
-            yield nodes.Text(", " + ", ".join(where))
+            yield nodes.Text(f", {in_short(about)}")
         if not items:  # a notebook that always trains
             yield nodes.Text("here, where and when this copy of the book was built")
         yield nodes.Text(" (")
@@ -129,6 +123,17 @@ class Origins(SphinxTransform):
                 bundle.replace_self(table)
 
 
+def in_short(about: Mapping[str, Any]) -> str:
+    """Commit, device and day of an experiment; of several the number, or the first and last."""
+    commits, days = about["commit"].split(", "), about["date"].split(", ")
+    commit = f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits"
+    parts = [commit + " with local changes" * about["changed"]]
+    parts += [f"on {about['device']}"] if about["device"] else []
+    if about["date"]:
+        parts += [f"on {days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"]
+    return ", ".join(parts)
+
+
 def shown(node: nodes.Node) -> bool:
     return isinstance(node, nodes.table | nodes.figure)
 
@@ -151,7 +156,8 @@ def table_of(markup: str, caption: str) -> nodes.table:
     head = [
         max(cells, key=len) for cells in zip(*heads, strict=True)
     ]  # a second row names the index
-    return grid([head, *body], caption)
+    # A row lacks the outer names of its index where they are those of the row above.
+    return grid([head, *([""] * (len(head) - len(row)) + row for row in body)], caption)
 
 
 def grid(rows: list[list[str]], caption: str) -> nodes.table:

@@ -92,6 +92,9 @@ function readArticle() {
     const caption = table.querySelector("caption") ?? table.closest("figure")?.querySelector("figcaption");
     if (!caption?.querySelector(".caption-number"))
       problems.push(`table without a numbered caption: ${table.innerText.trim().split("\n")[0]}`);
+    const widths = [...table.rows].map((row) => [...row.cells].reduce((sum, cell) => sum + cell.colSpan, 0));
+    if (new Set(widths).size > 1 && !table.querySelector("[rowspan]"))
+      problems.push(`table with rows of ${[...new Set(widths)]} cells: ${table.innerText.trim().split("\n")[0]}`);
   }
 
   const copy = article.cloneNode(true);

@@ -20,6 +20,7 @@ export const FAULTS = [
     says: "letters too small",
   },
   { fault: "<table><tr><td>1</td></tr></table>", says: "table without a numbered caption" },
+  { fault: "<table><tr><td>1</td></tr><tr><td>1</td><td>2</td></tr></table>", says: "table with rows of 1,2 cells" },
   { fault: "<h1>A second title</h1>", says: "2 headings of the first level" },
   { fault: "<p>{result}`label_noise.sym40.kf`</p>", says: "left in the text: {result}" },
   { fault: "<p>accuracy ?? percent</p>", says: "left in the text: ??" },
