@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from joblib import cpu_count
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -219,8 +220,7 @@ def _usual_workers() -> int:
         if not count.isdecimal():
             raise InputError(f"FMN_WORKERS is {count!r}; make it a count, 0 for this process only")
         return int(count)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 # Not attributes of their images: with these in a reference cycle, each process ends after 5 s.

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from filelock import Timeout
+from joblib import cpu_count
 from tqdm.auto import tqdm
 
 from fmnlib.checkpoint import folder_lock
@@ -345,7 +346,7 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
 
 
 def local_devices(device: str, workers: int | None = None) -> list[str]:
-    """The device of each of the runs at a time: the GPUs of this machine in turn, or the device.
+    """The device of each of the runs at a time: every GPU in turn, or one a core at hand.
 
     Raises:
         InputError: If there are to be fewer than one, or the device is not there.
@@ -355,8 +356,7 @@ def local_devices(device: str, workers: int | None = None) -> list[str]:
     gpu, alone = pick_device(device).type == "cuda", os.environ.get("WORLD_SIZE", "1") == "1"
     count = torch.cuda.device_count() if gpu and alone and ":" not in device else 1
     every = [f"cuda:{number}" for number in range(count)] if count > 1 else [device]
-    number = workers or (count if gpu else os.cpu_count() or 1)
-    return [every[n % count] for n in range(number)]
+    return [every[n % count] for n in range(workers or (count if gpu else cpu_count()))]
 
 
 def _left(jobs: Sequence[Job]) -> list[Job]:

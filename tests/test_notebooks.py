@@ -1,6 +1,7 @@
 """Every notebook really trains: fresh, small, by papermill, as `fmn book` runs it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,19 @@ SMALL = {
 }
 GRID = "12_cifar100"  # trains for a day, or reads what was trained
 ITS_OWN = {"11_your_own_model", "14_text"}  # train in loops and folders of their own
+
+
+@pytest.fixture(autouse=True)
+def one_core(worker_id):
+    """A notebook that may use one core trains in its own process, and starts no others."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
+    os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 def test_every_notebook_is_tried():

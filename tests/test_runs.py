@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -177,6 +178,16 @@ def test_a_run_that_another_process_holds_comes_last(runs_root):
         assert not runs.complete(configs[0])
         holder.communicate("\n")
         assert [record.config for record in future.result()] == configs
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_no_more_runs_at_a_time_than_cores_that_the_process_may_use():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # as a batch system does
+    try:
+        assert runs.local_devices("cpu") == ["cpu"]
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_every_gpu_of_the_machine_is_used_unless_one_is_named(monkeypatch):
