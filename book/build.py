@@ -97,7 +97,7 @@ def build(
         summary = json.loads((staging / "results" / "summary.json").read_text())
         readme = REPOSITORY / "README.md"
         write_whole(readme, readme_with(summary, readme.read_text()).encode())
-    return render(staging, REPOSITORY)
+    return render(staging, REPOSITORY, strict=not seeds)
 
 
 def forecast() -> str:
@@ -216,15 +216,22 @@ def readme_with(summary: Mapping[str, Summary], readme: str) -> str:
     return f"{before}{start}{headline(summary)}\n{end}{after}"
 
 
-def render(staging: Path, output: Path) -> Path:
-    """Build the HTML with every warning an error; return the path of the first page."""
+def render(staging: Path, output: Path, *, strict: bool = True) -> Path:
+    """Build the HTML; return the path of the first page.
+
+    A warning is an error, unless the numbers are not those that the sentences were written for:
+    each of these that does not hold then says so on its page, and is listed.
+    """
     start = "from jupyter_book.cli.main import main; main()"  # the one of this environment
     command = [sys.executable, "-c", start, "build", str(staging)]
-    command += ["--path-output", str(output), "--all", "-W", "-n", "--keep-going", "--quiet"]
+    command += ["--path-output", str(output), "--all", "-n", "--keep-going", "--quiet"]
+    command += ["-W"] if strict else []
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     index = output / "_build" / "html" / "index.html"
-    if done.returncode or not index.exists():
+    failed = done.returncode or not index.exists()
+    if failed or not strict:
         print(done.stdout, file=sys.stderr)
+    if failed:
         raise InputError("the book does not build; the lines above say why")
     return index
 

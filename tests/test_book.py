@@ -213,8 +213,25 @@ def test_what_the_book_cannot_tell_breaks_the_build(tmp_path, capfd):
         book.render(staging, tmp_path / "out")
     told = capfd.readouterr().err
     assert "results/summary.json has no 'label_noise.augmented_sym40.magic'" in told
-    assert "single is no longer opposite but found" in told
+    assert (
+        "no longer label_noise.memorising_sym40.early_stopping.single opposite, but found" in told
+    )
     assert "of 05_clean_data shows a table without a caption" in told
+
+
+def test_with_other_seeds_a_sentence_that_does_not_hold_says_so(tmp_path, capfd):
+    staging = book.stage(tmp_path / "staging")
+    (staging / "_toc.yml").write_text("format: jb-book\nroot: book/references\n")
+    page = staging / "book" / "references.md"
+    given = "{given}`label_noise.memorising_sym40.early_stopping.single "
+    page.write_text(f"{page.read_text()}\nIt pays.{given}found`\nIt costs.{given}opposite`\n")
+    html = book.render(staging, tmp_path / "out", strict=False).parent / "book" / "references.html"
+    told = r"It pays.\s+It costs.<strong> \[Does not hold in this build: "
+    assert re.search(told, html.read_text())
+    assert (
+        "no longer label_noise.memorising_sym40.early_stopping.single opposite, but found"
+        in capfd.readouterr().err
+    )
 
 
 def test_workflows_name_no_secret_and_publish_only_what_the_browser_has_seen():
