@@ -89,7 +89,7 @@ def build(
         elif not cached:
             _execute_all(staging, fresh=fresh, seeds=seeds)
             for moving in (explorer, film):  # of runs that the notebooks made
-                moving.write(staging, fresh=fresh)
+                moving.write(staging, seed=next(iter(seeds), 0), fresh=fresh)
     gather(staging)
     if update or rerun:
         for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):

@@ -29,14 +29,15 @@ LEVELS = 16  # of grey, in an image of the digits
 PAPER, PALE = "#ffffff", "#8c8c8c"
 
 
-def write(root: Path, *, fresh: bool = False) -> None:
+def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
     """Write the explorer's data and its still under the root of a copy of the book.
 
     Args:
         root: Holds `book/`.
+        seed: Of the run, as in the quickstart.
         fresh: Leave the committed record aside, as in `fmnlib.runs.obtain`.
     """
-    [config] = replicates("quick", [NOISE], [0], ["augmented"])
+    [config] = replicates("quick", [NOISE], [seed], ["augmented"])
     [record] = runs.obtain([config], fresh=fresh, progress=False)
     val, test = record.split(SPLIT)
     images = load(config).eval_images

@@ -6,6 +6,7 @@ makes the files for the book that it builds; `fmn book --update` commits them.
 """
 
 import base64
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fmnlib import runs, scores
 from fmnlib.config import RunConfig
-from fmnlib.data import load
+from fmnlib.data import DataSet, load
 from fmnlib.files import write_whole
 from fmnlib.plane import SIDE, border
 from fmnlib.record import RunRecord
@@ -35,20 +36,22 @@ COLORS = {"zero": "#dfe6ff", "one": "#fff0cc", "lost": "#cc3311", "ink": "#00000
 Mask = Bool[np.ndarray, "side side"]
 
 
-def write(root: Path, *, fresh: bool = False) -> None:
+def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
     """Write the film's data and its still under the root of a copy of the book.
 
     Args:
         root: Holds `book/`.
+        seed: Of the run, as the first of notebook 01.
         fresh: Leave the committed record aside, as in `fmnlib.runs.obtain`.
     """
-    [record] = runs.obtain([CONFIG], fresh=fresh, progress=False)
-    about = json.dumps(data(record), separators=(",", ":"))
+    config = dataclasses.replace(CONFIG, seed=seed)
+    [record] = runs.obtain([config], fresh=fresh, progress=False)
+    about = json.dumps(data(record, load(config)), separators=(",", ":"))
     write_whole(root / FOLDER / "wave.js", f"window.fmnFilm = {about};\n".encode())
     write_whole(root / FOLDER / "wave.svg", still(record).encode())
 
 
-def data(record: RunRecord) -> dict[str, Any]:
+def data(record: RunRecord, trained: DataSet) -> dict[str, Any]:
     """What the page reads: bits in base64, points, and the library's counts.
 
     Returns:
@@ -58,7 +61,6 @@ def data(record: RunRecord) -> dict[str, Any]:
         each epoch.
     """
     correct, samples = record.correct, len(record.labels)
-    trained = load(CONFIG)
     assert isinstance(trained.images, Tensor)
     places = trained.images[:, :, 0, 0].long() / UNIT
     columns = (*places.T.tolist(), trained.labels.tolist(), trained.flipped.int().tolist())
