@@ -129,13 +129,16 @@ function readArticle() {
 export async function width(page) {
   return page.evaluate(() => {
     const { scrollWidth, clientWidth } = document.documentElement;
-    if (scrollWidth <= clientWidth) return [];
+    const cut = [...document.querySelectorAll(".pst-scrollable-table-container .caption-text")]
+      .filter((text) => text.getBoundingClientRect().right > text.closest("div").getBoundingClientRect().right + 1)
+      .map((text) => `caption wider than its page: ${text.innerText.slice(0, 40)}`);
+    if (scrollWidth <= clientWidth) return cut;
     const scrolls = (element) =>
       element && (getComputedStyle(element).overflowX !== "visible" || scrolls(element.parentElement));
     const wide = [...document.querySelectorAll("body *")]
       .filter((element) => element.getBoundingClientRect().right > clientWidth + 1 && !scrolls(element.parentElement))
       .map((element) => `${element.tagName.toLowerCase()}.${element.className}`);
-    return [`scrolls sideways by ${scrollWidth - clientWidth} px: ${wide.slice(0, 3).join(", ")}`];
+    return [...cut, `scrolls sideways by ${scrollWidth - clientWidth} px: ${wide.slice(0, 3).join(", ")}`];
   });
 }
 

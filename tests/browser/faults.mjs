@@ -21,6 +21,12 @@ export const FAULTS = [
   },
   { fault: "<table><tr><td>1</td></tr></table>", says: "table without a numbered caption" },
   { fault: "<table><tr><td>1</td></tr><tr><td>1</td><td>2</td></tr></table>", says: "table with rows of 1,2 cells" },
+  {
+    fault:
+      "<div class='pst-scrollable-table-container'><table><caption><span class='caption-text' " +
+      "style='max-width: none; width: 1300px'>A caption that is cut off</span></caption><tr><td>1</td></tr></table></div>",
+    says: "caption wider than its page",
+  },
   { fault: "<h1>A second title</h1>", says: "2 headings of the first level" },
   { fault: "<p>{result}`label_noise.sym40.kf`</p>", says: "left in the text: {result}" },
   { fault: "<p>accuracy ?? percent</p>", says: "left in the text: ??" },
