@@ -39,19 +39,13 @@ _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """Weights over the epochs of a run, and how they came about.
+    """Weights over the epochs of a run, and how they came about."""
 
-    Attributes:
-        weights: Weight of each epoch's checkpoint; not negative, of sum 1.
-        picks: The chosen (epoch, share) pairs A_i, eps_i in order; empty for fixed ensembles.
-        window: Epochs averaged on either side of a pick, w.
-        split: Seed of the halves on one of which it was chosen, where that is known.
-    """
-
-    weights: Float64[np.ndarray, " epochs"]
+    weights: Float64[np.ndarray, " epochs"]  #: Of the checkpoints; not negative, of sum 1
+    #: The chosen (epoch, share) pairs A_i, eps_i in order; empty for fixed ensembles
     picks: tuple[tuple[int, float], ...] = ()
-    window: int = 0
-    split: int | None = None
+    window: int = 0  #: Epochs averaged on either side of a pick, w
+    split: int | None = None  #: Seed of the halves on one of which it was chosen, if known
 
     @property
     def networks(self) -> int:

@@ -28,22 +28,14 @@ _SIDE = 224  # pixels of the larger ones
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSamples:
-    """What a mixture predicts for the samples that its networks were trained on.
+    """What a mixture predicts for the samples that its networks were trained on."""
 
-    Attributes:
-        probs: Of the mixture, without augmentation, `[samples, classes]`.
-        given: The labels that were trained on, `[samples]`.
-        files: Names of the samples; none where they are no files.
-        classes: Names of the classes; empty where nothing gives them.
-        wrong: Which labels are wrong, where that is known, `[samples]`.
-        images: Reads the images of some samples, uint8 `[some, channels, height, width]`.
-    """
-
-    probs: Float[np.ndarray, "samples classes"]
-    given: Int[np.ndarray, " samples"]
-    files: Sequence[str] | None = None
-    classes: Sequence[str] = ()
-    wrong: Bool[np.ndarray, " samples"] | None = None
+    probs: Float[np.ndarray, "samples classes"]  #: Of the mixture, without augmentation
+    given: Int[np.ndarray, " samples"]  #: The labels that were trained on
+    files: Sequence[str] | None = None  #: Names of the samples; none where they are no files
+    classes: Sequence[str] = ()  #: Names of the classes; empty where nothing gives them
+    wrong: Bool[np.ndarray, " samples"] | None = None  #: Which labels are wrong, if known
+    #: Reads the images of some samples, uint8 `[some, channels, height, width]`
     images: Any = None
 
 

@@ -17,15 +17,11 @@ from fmnlib.config import LOSSES, RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a loss remembers of the training samples; both change in place.
+    """What a loss remembers of the training samples; both change in place."""
 
-    Attributes:
-        targets: Probabilities `[samples, classes]`, at first 0 (elr) or the labels (sat, ps_kd).
-        share: Weight of predictions in the epoch's targets, a scalar; `begin_epoch` sets it.
-    """
-
+    #: Probabilities `[samples, classes]`, at first 0 (elr) or the labels (sat, ps_kd)
     targets: Tensor
-    share: Tensor
+    share: Tensor  #: Weight of predictions in the epoch's targets, a scalar
 
 
 def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:

@@ -48,17 +48,12 @@ _PATIENCE = 2.0  # seconds between looks at what other processes make
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One record to make: trained, or made from the checkpoints of other runs.
+    """One record to make: trained, or made from the checkpoints of other runs."""
 
-    Attributes:
-        config: Names the record.
-        members: Checkpoints to make it from; none where it is trained on data alone.
-        make: How: `distill` (a plain run where there are no members), or a function of its kind
-            that takes no progress bar.
-    """
-
-    config: RunConfig
-    members: tuple[Member, ...] = ()
+    config: RunConfig  #: Names the record
+    members: tuple[Member, ...] = ()  #: Checkpoints to make it from; none of a plain run
+    #: How: `distill` (a plain run where there are no members), or a function of its kind that
+    #: takes no progress bar
     make: Callable[..., RunRecord] = distill
 
 
