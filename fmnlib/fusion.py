@@ -105,9 +105,9 @@ def accuracy(record: RunRecord, fusion: Fusion) -> float:
     return float(right_samples(fuse(record, fusion), record.labels).mean())
 
 
-def single(record: RunRecord, epoch: int | None = None) -> Fusion:
-    """One network: the final one, or that of an epoch."""
-    return _uniform_over(record, _rows(record, [record.epochs - 1 if epoch is None else epoch]))
+def single(record: RunRecord) -> Fusion:
+    """The final network alone."""
+    return around(record, record.epochs - 1, window=0)
 
 
 def early_stopping(val: RunRecord) -> Fusion:
@@ -136,10 +136,11 @@ def fixed_jumps(record: RunRecord, networks: int) -> Fusion:
 
 def around(record: RunRecord, epoch: int, window: int) -> Fusion:
     """An epoch and the kept ones on either side of it, equally weighted; clipped at the ends."""
-    [row] = _rows(record, [epoch])
-    return _uniform_over(
-        record, range(len(record.kept))[_clip_window(row, window, len(record.kept))]
-    )
+    kept = record.kept.tolist()
+    if epoch not in kept:
+        raise InputError(f"epoch {epoch} is not kept; kept are {kept}")
+    window_rows = _clip_window(kept.index(epoch), window, len(kept))
+    return _uniform_over(record, range(len(kept))[window_rows])
 
 
 def early_stopping_window(val: RunRecord, networks: int) -> Fusion:
@@ -215,7 +216,8 @@ def knowledge_fusion(
         row = int(forget_fraction(correct, right).argmax())
         candidate = _window_mean(probs, row, wide)
         if grid is not None:
-            accuracy = [right_samples(_mix(fused, candidate, s), val.labels).mean() for s in grid]
+            mixed = ((1 - share) * fused + share * candidate for share in grid)
+            accuracy = [right_samples(mix, val.labels).mean() for mix in mixed]
             return row, float(grid[int(np.argmax(accuracy))]), candidate
         return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
@@ -416,7 +418,7 @@ def _fuse_greedily(
     picks: list[tuple[int, float]] = []
     while max_picks is None or len(picks) < max_picks:
         row, share, candidate = propose(fused, right)
-        mixed = _mix(fused, candidate, share)
+        mixed = (1 - share) * fused + share * candidate
         now_right = right_samples(mixed, val.labels)
         if now_right.sum() <= right.sum():
             break
@@ -455,10 +457,6 @@ def _window_mean(
     return total
 
 
-def _mix(fused: Probs, candidate: Probs, share: float) -> Probs:
-    return (1 - share) * fused + share * candidate
-
-
 def _kept_probs(record: RunRecord) -> np.ndarray | Columns:
     if record.probs is None:
         raise InputError("this record holds no probabilities; load the run's own folder")
@@ -478,12 +476,6 @@ def _enough(record: RunRecord, networks: int) -> int:
     if not 1 <= networks <= kept:
         raise InputError(f"{networks} networks of {kept} kept epochs; allow 1 to {kept}")
     return kept
-
-
-def _rows(record: RunRecord, epochs: list[int]) -> list[int]:
-    if lost := set(epochs) - set(record.kept.tolist()):
-        raise InputError(f"epoch {min(lost)} is not kept; kept are {record.kept.tolist()}")
-    return np.searchsorted(record.kept, epochs).tolist()
 
 
 def _uniform_over(record: RunRecord, rows: range | list[int]) -> Fusion:

@@ -234,7 +234,6 @@ def test_fixed_ensembles():
     half, third, sixth = 1 / 2, 1 / 3, 1 / 6
     for fusion, weights in [
         (single(record), [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
-        (single(record, 4), [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]),
         (horizontal(record, 2), [0, 0, 0, 0, 0, 0, 0, 0, half, half]),
         (fixed_jumps(record, 3), [0, 0, third, 0, 0, 0, third, 0, 0, third]),
         (fixed_jumps(record, 1), [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
@@ -264,7 +263,7 @@ def test_early_stopping_takes_the_best_kept_epoch():
 
 def test_fuse_needs_only_what_has_weight():
     record = make("fine", seed=0)
-    fusion = single(record, 3)
+    fusion = around(record, 3, window=0)
     np.testing.assert_array_equal(fuse(record.keep([1, 3]), fusion), record.probs[3])
     with pytest.raises(InputError, match="epoch 3 has weight but no probabilities"):
         fuse(record.keep([1, 6]), fusion)
@@ -354,11 +353,10 @@ def test_fixed_ensembles_refuse(ensemble, networks):
 
 
 @pytest.mark.parametrize("epoch", [-1, 2, 7])
-def test_single_refuses_an_epoch_that_is_not_kept(epoch):
+def test_an_epoch_that_is_not_kept_is_refused(epoch):
     record = make("fine", seed=0).keep([0, 6])
-    for weigh in (single, lambda record, epoch: around(record, epoch, 1)):
-        with pytest.raises(InputError, match=rf"epoch {epoch} is not kept; kept are \[0, 6\]"):
-            weigh(record, epoch)
+    with pytest.raises(InputError, match=rf"epoch {epoch} is not kept; kept are \[0, 6\]"):
+        around(record, epoch, 1)
 
 
 def test_the_window_of_early_stopping_stays_inside_the_run():

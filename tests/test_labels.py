@@ -13,7 +13,7 @@ import fmnlib
 from fmnlib import InputError, RunConfig, labels, runs
 from fmnlib.config import CheckpointFiles
 from fmnlib.external import mixture_on_training
-from fmnlib.fusion import single, uniform
+from fmnlib.fusion import around, uniform
 from fmnlib.training import train
 
 NOISY = RunConfig(epochs=8, noise="symmetric", noise_rate=0.4)
@@ -85,7 +85,7 @@ def test_images_in_folders_are_named(runs_root, tmp_path):
     (tmp_path / "train/dark/0.png").rename(tmp_path / "train/light/dark_0.png")
     config = RunConfig(dataset=f"folder:{tmp_path}", image_size=16, epochs=3, batch_size=8)
     record = train(config, runs.folder(config))
-    samples = labels.of_run(runs.folder(config), record, single(record, 1), "cpu")
+    samples = labels.of_run(runs.folder(config), record, around(record, 1, window=0), "cpu")
     table = fmnlib.suspects(
         samples.probs, samples.given, files=samples.files, classes=samples.classes
     )
