@@ -20,7 +20,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
 from fmnlib.config import InputError, RunConfig
-from fmnlib.files import Transaction, require_file, write_whole
+from fmnlib.files import require_file, write_whole
 from fmnlib.models import State
 from fmnlib.parallel import SINGLE_PROCESS, World
 from fmnlib.step import TrainingState
@@ -118,14 +118,12 @@ def restore(parts: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
 
 
-def write_state(
-    folder: Path, tensors: Mapping[str, Tensor], epoch: int, transaction: Transaction
-) -> None:
-    """Write the state after an epoch in place of that of two epochs before.
+def pack_state(folder: Path, tensors: Mapping[str, Tensor], epoch: int) -> tuple[Path, bytes]:
+    """The file of the state after an epoch, which is that of two epochs before, and its content.
 
     The epoch is complete once the file is in its place; a damaged file costs one epoch.
     """
-    transaction.write(_file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)}))
+    return _file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)})
 
 
 def newest_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:

@@ -9,65 +9,24 @@ from typing import IO
 from fmnlib.config import InputError
 
 
-class Transaction:
-    """Files that are written now and take their places later, in order, when the disk holds them.
-
-    A file is never seen before those that were given before it. Writing computes; committing waits
-    for the disk, which can be left to another thread.
-
-    >>> import tempfile
-    >>> folder, transaction = Path(tempfile.mkdtemp()), Transaction()
-    >>> transaction.write(folder / "new", b"content")
-    >>> (folder / "new").exists()
-    False
-    >>> transaction.commit()
-    >>> (folder / "new").read_bytes()
-    b'content'
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Path, Path | None]] = []
-
-    def write(self, path: Path, content: bytes | memoryview) -> None:
-        """Write what is to become a file; where that fails, the whole transaction is dropped."""
-        try:
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise InputError(f"{path} is a pipe or a device; give the name of a file")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = new_part(path)
-            self._waiting.append((part, path))
-            part.write_bytes(content)
-        except BaseException:
-            self._drop()
-            raise
-
-    def changed(self, path: Path) -> None:
-        """Have the disk hold what was written into a file in place, too."""
-        self._waiting.append((path, None))
-
-    def commit(self) -> None:
-        """Wait for the disk, and put every file in its place."""
-        try:
-            for written, path in self._waiting:
-                with written.open("r+b") as file:
-                    os.fsync(file.fileno())
-                if path is not None:
-                    written.replace(path)
-        finally:
-            self._drop()
-
-    def _drop(self) -> None:
-        for written, path in self._waiting:
-            if path is not None:
-                written.unlink(missing_ok=True)
-        self._waiting.clear()
-
-
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
-    transaction = Transaction()
-    transaction.write(path, content)
-    transaction.commit()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe or a device; give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = new_part(path)
+    try:
+        part.write_bytes(content)
+        sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds what was written into a file."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def new_part(path: Path) -> Path:

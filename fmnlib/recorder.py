@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from fmnlib import checkpoint
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet, load
-from fmnlib.files import Transaction, new_part, require_file
+from fmnlib.files import new_part, require_file, sync, write_whole
 from fmnlib.models import number_format
 from fmnlib.record import LOSS_EDGES, RunRecord, checksums, halves
 from fmnlib.scores import covering
 
 WriteJob = Callable[[], Callable[[], None]]
-"""Computes something, and returns what is left to do, which is to wait for the disk."""
+"""Computes something, and returns what is left to do, which is to write it."""
 
 CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "seconds")
 
@@ -78,21 +78,21 @@ class Recorder:
         """The job of writing an epoch to disk, with copies of tensors as `snapshot` makes them."""
 
         def write() -> Callable[[], None]:
-            files = Transaction()
-            self.note(epoch, outputs, files)
+            self.note(epoch, outputs)
+            files: list[tuple[Path, bytes]] = []
             state = {name: tensor.cpu() for name, tensor in tensors.items()}
             if epoch in self.kept:
                 weights = checkpoint.under(state, "ema.") or checkpoint.under(state, "model.")
                 content = checkpoint.pack(checkpoint.rounded(weights, self._rounded, self._dtype))
-                files.write(checkpoint.checkpoint_path(self.folder, epoch), content)
+                files.append((checkpoint.checkpoint_path(self.folder, epoch), content))
             state |= {f"record.{name}": value for name, value in self.tensors().items()}
-            checkpoint.write_state(self.folder, state, epoch, files)
-            return lambda: self._end_epoch(files, epoch)
+            files.append(checkpoint.pack_state(self.folder, state, epoch))
+            return lambda: self._end_epoch(epoch, files)
 
         return write
 
-    def note(self, epoch: int, outputs: EpochOutputs, transaction: Transaction) -> None:
-        """Record an epoch, in a transaction; an `InputError` if a loss is not finite."""
+    def note(self, epoch: int, outputs: EpochOutputs) -> None:
+        """Record an epoch; an `InputError` if a loss is not finite."""
         if not torch.isfinite(outputs.losses).all():
             problem = f"the loss of epoch {epoch} is not finite"
             raise InputError(f"{problem}; lower lr, now {self.config.lr}, and use a new folder")
@@ -100,7 +100,6 @@ class Recorder:
         self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:
             self._write_row(int(np.searchsorted(self.kept, epoch)), probs.numpy())
-            transaction.changed(self._probs)
         memorised = outputs.right[self.flipped].float().mean() if self.flipped.any() else torch.nan
         eval_loss = F.cross_entropy(outputs.logits, self.eval_labels)
         means = outputs.losses.mean(), outputs.right.float().mean(), memorised
@@ -144,8 +143,11 @@ class Recorder:
         record.keep(self._leave_best(self.config.epochs)).save(self.folder / "record.npz")
         self._probs.unlink()
 
-    def _end_epoch(self, files: Transaction, epoch: int) -> None:
-        files.commit()
+    def _end_epoch(self, epoch: int, files: list[tuple[Path, bytes]]) -> None:
+        """Have the disk hold the row of probabilities, then the checkpoint, then the state."""
+        sync(self._probs)
+        for path, content in files:
+            write_whole(path, content)
         if self.config.keep_best:  # a checkpoint goes once the disk holds what follows it
             self._leave_best(epoch + 1)
 
@@ -180,7 +182,7 @@ class Background:
 
     `do` waits for the job before, and raises its error. On a GPU all of a job runs in the
     background, on a stream of its own, after what was queued before. On a CPU it would take cores
-    from training, so that a job computes at once and only waits for the disk in the background.
+    from training, so that a job computes at once and only writes in the background.
 
     >>> with Background(torch.device("cpu")) as background:
     ...     background.do(lambda: lambda: print("written"))

@@ -46,19 +46,19 @@ def real_data():
 @pytest.fixture
 def dying(monkeypatch):
     """A block in which training is interrupted while it writes its third checkpoint."""
-    from fmnlib.files import Transaction
+    from fmnlib import recorder
 
-    write = Transaction.write
+    write = recorder.write_whole
 
-    def die(batch, path, content):
+    def die(path, content):
         if path.name == "epoch_0002.safetensors":
             raise KeyboardInterrupt
-        write(batch, path, content)
+        write(path, content)
 
     @contextlib.contextmanager
     def block():
         with monkeypatch.context() as patch:
-            patch.setattr(Transaction, "write", die)
+            patch.setattr(recorder, "write_whole", die)
             with pytest.raises(KeyboardInterrupt):
                 yield
 

@@ -19,15 +19,15 @@ from fmnlib.checkpoint import (
     folder_lock,
     load_tensors,
     newest_state,
+    pack_state,
     restore,
     rounded,
     rounded_by_autocast,
     run_lock,
     save_tensors,
     snapshot,
-    write_state,
 )
-from fmnlib.files import Transaction
+from fmnlib.files import write_whole
 from fmnlib.parallel import World
 from fmnlib.recorder import load_or_create
 from fmnlib.step import TrainingState, make_optimizer, make_scaler
@@ -46,9 +46,7 @@ def test_a_pipe_is_no_checkpoint(tmp_path):
 
 
 def state_of(folder, epoch):
-    files = Transaction()
-    write_state(folder, {"w": torch.full((2,), float(epoch))}, epoch, files)
-    files.commit()
+    write_whole(*pack_state(folder, {"w": torch.full((2,), float(epoch))}, epoch))
 
 
 def parts(averaged=True):
