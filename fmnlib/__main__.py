@@ -476,11 +476,13 @@ def _training_samples(
     if given:
         option = given[0].replace("_", "-")
         raise InputError(f"--{option} has no use in this `fmn labels`; leave it out")
-    if files.model and not run:
-        return labels.of_files(files, _anchored, split or 0, None)
     if files.model:
+        from fmnlib.external import mixture_on_training
+
+        if not run:
+            return mixture_on_training(files, _anchored, split or 0)
         fusion, split = _fusion_of(Path(run), _load(run), split)
-        return labels.of_files(files, lambda _: fusion, split, Path(run))
+        return mixture_on_training(files, lambda _: fusion, split, Path(run))
     folder, record = _find_folder(run), _load(run)
     if folder is None or (record.config is None) != (files.train is not None):
         needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"

@@ -27,6 +27,7 @@ from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import refuse_existing, write_whole
 from fmnlib.fusion import Fusion, Search, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
+from fmnlib.labels import TrainingSamples
 from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.scores import at_chance
@@ -112,11 +113,10 @@ def fuse_files(
 
 def mixture_on_training(
     files: CheckpointFiles, search: Search, split: int, tracked: Path | None = None
-) -> tuple[np.ndarray, Labelled, Fusion]:
+) -> tuple[TrainingSamples, Fusion]:
     """Mix checkpoints as validation samples choose, and run the mixture on the training samples.
 
-    Gives its probabilities `[samples, classes]`, the training samples, and the mixture; arguments
-    and errors are as in `fuse_files`.
+    Arguments and errors are as in `fuse_files`.
     """
     at = _open(files, search, split, tracked)
     if at.train is None:
@@ -126,7 +126,11 @@ def mixture_on_training(
         fusion = search(record.split(split)[0])
     networks = ((_loaded(at.make, p, files.weights), w) for p, w in _members(at.paths, fusion))
     mixed = sum(weight * _predict(network, at.train, at.device) for network, weight in networks)
-    return np.asarray(mixed), at.train, fusion
+    about: dict[str, Any] = {"probs": np.asarray(mixed), "given": at.train.labels}
+    if (images := at.train.images) is not None:
+        about |= {"files": images.names, "classes": images.classes}
+        about["images"] = lambda index: images.take(index).load().numpy()
+    return TrainingSamples(**about), fusion
 
 
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:

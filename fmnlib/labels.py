@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from fmnlib.config import CheckpointFiles, InputError
-from fmnlib.fusion import Fusion, Search, fuse
+from fmnlib.config import InputError
+from fmnlib.fusion import Fusion, fuse
 from fmnlib.record import RunRecord, as_array, as_names, check_integers
 from fmnlib.tracker import as_probs, load_tracked
 
@@ -131,25 +131,6 @@ def of_tracked(train: Path, fusion: Fusion) -> TrainingSamples:
     record = load_tracked(train)
     files = None if record.ids is None else record.ids.astype(str).tolist()
     return TrainingSamples(probs=fuse(record, fusion), given=record.labels, files=files)
-
-
-def of_files(
-    files: CheckpointFiles, search: Search, split: int, tracked: Path | None
-) -> tuple[TrainingSamples, Fusion]:
-    """The training samples of checkpoints from elsewhere, and the mixture that predicts them."""
-    from fmnlib.external import mixture_on_training
-
-    probs, train, fusion = mixture_on_training(files, search, split, tracked)
-    if (images := train.images) is None:
-        return TrainingSamples(probs=probs, given=train.labels), fusion
-    samples = TrainingSamples(
-        probs=probs,
-        given=train.labels,
-        files=images.names,
-        classes=images.classes,
-        images=lambda index: _some(images, index),
-    )
-    return samples, fusion
 
 
 def page(samples: TrainingSamples, table: pd.DataFrame, *, title: str) -> str:

@@ -197,10 +197,10 @@ def test_checkpoint_files_rank_the_labels_of_a_folder(fmn, tmp_path, monkeypatch
     files = CheckpointFiles(
         checkpoints="e*.pt", model="net.py:build", data=Path("val"), train=Path("train"), **shape
     )
-    probs, train_samples, _ = mixture_on_training(files, uniform, 0)
-    number = [int(Path(name).stem) for name in train_samples.images.names]
+    samples, _ = mixture_on_training(files, uniform, 0)
+    number = [int(Path(name).stem) for name in samples.files]
     by_hand = torch.zeros(500, 10)
     for epoch in range(12):
         net.load_state_dict(torch.load(f"e{epoch}.pt"))
         by_hand += net(inputs[number]).softmax(1).detach() / 12
-    np.testing.assert_allclose(probs, by_hand, atol=0.01)
+    np.testing.assert_allclose(samples.probs, by_hand, atol=0.01)
