@@ -51,7 +51,9 @@ app = App(
     ),
 )
 Flags = Annotated[RunConfig, Parameter(name="*")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Device = Annotated[str, Parameter(help="cpu, cuda, or auto for a GPU if there is one.")]
+Minutes = Annotated[float, Parameter(help="Stop after the last epoch that ends within this time.")]
 _QUICK = RunConfig()
 _NO_FILES = CheckpointFiles()
 
@@ -60,8 +62,8 @@ _NO_FILES = CheckpointFiles()
 def train_run(
     config: Flags = _QUICK,
     *,
-    device: str = "auto",
-    max_minutes: float = math.inf,
+    device: Device = "auto",
+    max_minutes: Minutes = math.inf,
     as_json: Json = False,
 ) -> None:
     """Train one network and record what it knows after every epoch.
@@ -71,9 +73,6 @@ def train_run(
 
     Args:
         config: What to train.
-        device: cpu, cuda, or auto for a GPU if there is one.
-        max_minutes: Stop after the last epoch that ends within this time.
-        as_json: Print JSON.
     """
     from fmnlib import runs
     from fmnlib.training import train
@@ -96,7 +95,6 @@ def diagnose_run(
             file.
         split: Seed that draws the halves.
         html: File to write the diagnosis to as one page with pictures.
-        as_json: Print JSON.
     """
     from fmnlib.diagnosis import diagnose
 
@@ -155,7 +153,6 @@ def fuse(
             if not given. With few checkpoints 0 may be better.
         max_picks: Stop after so many picks; 1 is the papers' "(i)".
         grid: Choose shares on the papers' grid of 0.01 instead of exactly.
-        as_json: Print JSON.
     """
     if bool(run) == bool(files.checkpoints):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER, the pattern in quotes"
@@ -201,8 +198,8 @@ def distill_run(
     labels: Literal["given", "refined"] = "given",
     soft_share: float | None = None,
     teacher_views: int = 0,
-    device: str = "auto",
-    max_minutes: float = math.inf,
+    device: Device = "auto",
+    max_minutes: Minutes = math.inf,
     as_json: Json = False,
 ) -> None:
     """Put the fusion of a run into one network of the original size.
@@ -218,9 +215,6 @@ def distill_run(
         soft_share: Weight of the teacher's term; the labels' term has the rest. If not given, 0.9
             with given labels and 0.5 with refined ones.
         teacher_views: Let the teacher score so many views of each augmented image beforehand.
-        device: cpu, cuda, or auto for a GPU if there is one.
-        max_minutes: Stop after the last epoch that ends within this time.
-        as_json: Print JSON.
     """
     from fmnlib.distillation import distill, members_of, student_config
 
@@ -271,7 +265,6 @@ def rank_labels(
         csv: File for the ranking: index, file, given, suggested, score.
         html: File for a page of the most suspicious images.
         split: Seed that draws the halves; that of the fusion where not given.
-        as_json: Print JSON.
     """
     from fmnlib import labels
 
@@ -295,11 +288,7 @@ def rank_labels(
 
 @app.command(name="runs")
 def list_runs(*, as_json: Json = False) -> None:
-    """List the runs there are.
-
-    Args:
-        as_json: Print JSON.
-    """
+    """List the runs there are."""
     from fmnlib import runs
 
     rows = runs.listing()
@@ -320,9 +309,9 @@ def grid_of_runs(
     *,
     status: bool = False,
     out: Path | None = None,
-    max_minutes: float = math.inf,
+    max_minutes: Minutes = math.inf,
     workers: int | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     engine: Literal["local", "ray"] = "local",
     gpus_per_run: float | None = None,
     address: str | None = None,
@@ -336,14 +325,11 @@ def grid_of_runs(
         status: Only say what is done, running and left.
         out: Write scores and light records of the complete cells into this folder; cells that it
             holds already are not trained again.
-        max_minutes: Stop after the last epoch that ends within this time.
         workers: Runs at a time; as many as there are cores, or GPUs, where not given.
-        device: cpu, cuda, or auto for a GPU if there is one.
         engine: local is this machine, with all its GPUs; ray a cluster whose machines share
             FMN_RUNS and FMN_DATA.
         gpus_per_run: The share of a GPU that a run takes on Ray, such as 0.5.
         address: Of the Ray cluster, such as auto; where not given, RAY_ADDRESS, or this machine.
-        as_json: Print JSON.
     """
     from fmnlib import runs
     from fmnlib.paper import grid
@@ -389,7 +375,6 @@ def book(
         update: Train anew, and bring the committed records, outputs and numbers up to date.
         rerun: Run these notebooks alone, such as 05, and bring their outputs up to date.
         seeds: Training seeds of every notebook in place of its own, to see what holds for others.
-        as_json: Print JSON.
     """
     root = Path(__file__).parents[1]
     if not (root / "book" / "build.py").exists():
@@ -406,7 +391,6 @@ def download(dataset: str, *, as_json: Json = False) -> None:
 
     Args:
         dataset: mnist, fashion_mnist, cifar10 or cifar100.
-        as_json: Print JSON.
     """
     from fmnlib import data
 
