@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import multiprocessing
-import multiprocessing.process
 import os
 import signal
 import threading
@@ -130,15 +129,16 @@ def obtain(
     """
     every = [job if isinstance(job, Job) else Job(job) for job in jobs]
     jobs_by_id = {job.config.id: job for job in every}
-    known = {name: _committed(job.config, fresh) for name, job in jobs_by_id.items()}
-    missing = [job for name, job in jobs_by_id.items() if known[name] is None]
+    committed = {} if fresh else {name: REFERENCE / f"{name}.npz" for name in jobs_by_id}
+    known = {name: RunRecord.load(path) for name, path in committed.items() if path.exists()}
+    missing = [job for name, job in jobs_by_id.items() if name not in known]
     todo = [job for job in missing if not complete(job.config)]
     made_from = [member.config for job in todo for member in job.members]
     teachers = {c.id: jobs_by_id.get(c.id, Job(c)) for c in made_from}
     bases = [job for job in teachers.values() if not complete(job.config)]
     for stage in (bases, [job for job in todo if job.config.id not in teachers]):
         make_all(functools.partial(_left, stage), device, workers, progress)
-    return [known[job.config.id] or RunRecord.load(folder(job.config)) for job in every]
+    return [known.get(job.config.id) or RunRecord.load(folder(job.config)) for job in every]
 
 
 def listing() -> list[dict[str, str | int | float]]:
@@ -160,11 +160,6 @@ def listing() -> list[dict[str, str | int | float]]:
 def complete(config: RunConfig) -> bool:
     """Whether a run's record is there."""
     return (folder(config) / "record.npz").exists()
-
-
-def _committed(config: RunConfig, fresh: bool) -> RunRecord | None:
-    path = REFERENCE / f"{config.id}.npz"
-    return RunRecord.load(path) if not fresh and path.exists() else None
 
 
 def make_all(
@@ -375,9 +370,9 @@ def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
 
-def _end_with(process: multiprocessing.process.BaseProcess) -> None:
-    process.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
