@@ -115,12 +115,12 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
         rest = np.setdiff1d(every, chosen)
         if not len(rest):
             raise InputError("no training image is held out; set train_samples to fewer than all")
-        eval_images, eval_labels = _take(images, rest), noisy[rest]
+        eval_images, eval_labels = images[rest], noisy[rest]
         noisy, flipped = noisy[chosen], flipped[chosen]
     else:
         noisy, flipped = noisy_labels(config, labels, chosen, classes)
     eval_chosen = _subset(len(eval_labels), config.eval_samples, config.noise_seed)
-    images, eval_images = _take(images, chosen), _take(eval_images, eval_chosen)
+    images, eval_images = images[chosen], eval_images[eval_chosen]
     eval_labels = eval_labels[eval_chosen]
     use, _, split = config.validation_half.partition(":")
     if split:
@@ -217,10 +217,6 @@ def apply_crop_flip(images: Tensor, transforms: Tensor) -> Tensor:
     return chosen.view(count, channels, side, side)
 
 
-def _take(images: Images, index: np.ndarray) -> Images:
-    return images.take(index) if isinstance(images, ImageFiles) else images[index]
-
-
 def _subset(available: int, wanted: int, seed: int) -> np.ndarray:
     if wanted > available:
         wish = f"{wanted} samples are wanted of {available}"
@@ -232,7 +228,7 @@ def _pixel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation per channel, in units of 255, from exact counts of the 256 values."""
     if isinstance(images, ImageFiles):
         spaced = np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLES))
-        images = images.take(np.unique(spaced.astype(int))).load().numpy()
+        images = images[np.unique(spaced.astype(int))].load().numpy()
     channels = images.transpose(1, 0, 2, 3)
     share = np.array([np.bincount(c.ravel(), minlength=256) / c.size for c in channels])
     value = np.arange(256) / 255
@@ -247,8 +243,8 @@ def _half(source: Source, half: str) -> Source:
     middle, end = (int(labels.max()) + 1) // 2, int(labels.max()) + 1
     first, last = (0, middle) if half == "first_half" else (middle, end)
     index, eval_index = (np.flatnonzero((first <= y) & (y < last)) for y in (labels, eval_labels))
-    train = _take(images, index), labels[index] - first
-    return *train, _take(eval_images, eval_index), eval_labels[eval_index] - first
+    train = images[index], labels[index] - first
+    return *train, eval_images[eval_index], eval_labels[eval_index] - first
 
 
 def _digits() -> Source:

@@ -129,7 +129,7 @@ def mixture_on_training(
     about: dict[str, Any] = {"probs": np.asarray(mixed), "given": at.train.labels}
     if (images := at.train.images) is not None:
         about |= {"files": images.names, "classes": images.classes}
-        about["images"] = lambda index: images.take(index).load().numpy()
+        about["images"] = lambda index: images[index].load().numpy()
     return TrainingSamples(**about), fusion
 
 
@@ -386,7 +386,7 @@ def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
     assert source is not None
     if source.images is not None:  # in order of class, a batch would have the statistics of one
         order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
-        source = _of_images(source.images.take(order.numpy()))
+        source = _of_images(source.images[order.numpy()])
     for batch in source.read():
         if isinstance(batch, Mapping):
             raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")
@@ -395,7 +395,7 @@ def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
 
 def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
     """Some of the images; None of the batches of a function, which are read whole."""
-    return None if data.images is None else _of_images(data.images.take(index))
+    return None if data.images is None else _of_images(data.images[index])
 
 
 def _predict(

@@ -107,7 +107,7 @@ class ImageFiles:
         """The files' paths below the root."""
         return [os.fsdecode(name) for name in self.files.tolist()]
 
-    def take(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
+    def __getitem__(self, index: Int[np.ndarray, " chosen"]) -> "ImageFiles":
         """Some of the images."""
         return dataclasses.replace(self, files=self.files[index], labels=self.labels[index])
 

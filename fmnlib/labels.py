@@ -171,4 +171,4 @@ def _some(images: Any, index: np.ndarray) -> np.ndarray:
 
     if isinstance(images, torch.Tensor):
         return images[torch.tensor(index, device=images.device)].cpu().numpy()
-    return images.take(index).load().numpy()
+    return images[index].load().numpy()

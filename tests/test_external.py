@@ -116,7 +116,7 @@ def test_one_network_is_written_that_loads_without_us(fmn, elsewhere, tmp_path, 
     (pick, share), *_ = knowledge_fusion(record.split(0)[0], start="best").picks
     assert told["pick 1"] == f"e{pick}.pt, share {share:.3f}"
     test = record.split(0)[1].index
-    val = open_folder(elsewhere / "val", GREY).take(test)
+    val = open_folder(elsewhere / "val", GREY)[test]
     stored = GREY.normalize(val.load()), torch.from_numpy(val.labels)
     torch.save(stored, tmp_path / "test.pt")
     script = [sys.executable, "-c", LOAD, elsewhere, tmp_path / "fused.safetensors"]

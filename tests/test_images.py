@@ -80,7 +80,7 @@ def test_the_rule_is_that_of_torchvision(folder, name, preprocessing):
         wanted = v2.Compose(steps)(image)
     data = opened(folder, preprocessing)
     index = np.flatnonzero(data.files == f"flower/{name}".encode())
-    assert torch.equal(data.take(index).load()[0], wanted)
+    assert torch.equal(data[index].load()[0], wanted)
 
 
 @pytest.mark.parametrize("preprocessing", [SMALL, GREY], ids=["colour", "grey"])
@@ -117,10 +117,10 @@ def test_a_second_pass_reuses_the_workers_and_they_end_with_the_object(folder):
 
 def test_some_of_the_images(folder):
     data = opened(folder)
-    few = data.take(np.array([7, 2]))
+    few = data[np.array([7, 2])]
     assert few.labels.tolist() == [1, 0]
     assert torch.equal(few.load(), data.load()[[7, 2]])
-    assert data.take(np.flatnonzero(data.labels)).files.tolist() == data.files[5:].tolist()
+    assert data[np.flatnonzero(data.labels)].files.tolist() == data.files[5:].tolist()
 
 
 def test_what_fits_in_memory(folder, monkeypatch):
