@@ -364,8 +364,7 @@ def _check(config: "RunConfig | StudentConfig") -> None:
 
 
 def _differing(config: "RunConfig | StudentConfig") -> dict[str, Any]:
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {k: v for k, v in values.items() if v != getattr(type(config), k)}
+    return {k: v for k, v in vars(config).items() if v != getattr(type(config), k)}
 
 
 def _refuse_unknown(settings: Mapping[str, Any], kind: type[RunConfig | StudentConfig]) -> None:

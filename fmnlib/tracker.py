@@ -347,11 +347,9 @@ def _epochs(folder: Path, samples: int) -> int:
 
 
 def _write_head(folder: Path, head: _Head, classes: int) -> _Head:
-    names = {"ids": head.ids, "groups": head.groups}
-    fields: dict[str, Any] = {"labels": head.labels.tolist(), "classes": classes}
-    fields |= {name: values.tolist() for name, values in names.items() if values is not None}
-    fields |= {"keep": head.keep} if head.keep else {}
-    content = json.dumps(fields | {"checksums": True}).encode()
+    fields = vars(head) | {"classes": classes, "checksums": True}
+    known = {name: value for name, value in fields.items() if value is not None}
+    content = json.dumps(known, default=np.ndarray.tolist).encode()
     write_whole(folder / "tracked.json", content)
     return dataclasses.replace(head, classes=classes, crc=zlib.crc32(content))
 
