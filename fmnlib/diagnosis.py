@@ -23,19 +23,9 @@ from jaxtyping import Bool
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import norm
 
-from fmnlib import scores
+from fmnlib import fusion, scores
 from fmnlib.config import InputError
-from fmnlib.fusion import (
-    BEST,
-    Fusion,
-    best_epochs,
-    early_stopping,
-    early_stopping_window,
-    fuse,
-    horizontal,
-    knowledge_fusion,
-    right_samples,
-)
+from fmnlib.fusion import Fusion, fuse, right_samples
 from fmnlib.record import Columns, RunRecord, folds, refuse_test
 from fmnlib.stats import MARGIN, Gain, Interval, Mask, mean_gain, paired_gain, proportion
 
@@ -260,7 +250,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         lost=paired_gain(known, late, level, groups),
         unseen=mean_gain(known * 1.0 - late - fell, level, groups),
         classes=_by_class(val, forgotten, known, late),
-        early_epoch=int(early_stopping(val).weights.argmax()),
+        early_epoch=int(fusion.early_stopping(val).weights.argmax()),
         options=options,
         over_free=over_free,
     )
@@ -338,18 +328,18 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
     for fold in range(FOLDS):
         here = np.flatnonzero(fold_of == fold)
         rest = val.take(here, "val")
-        for name, fusion in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
-            right[name][here] = _right(rest, fusion)
+        for name, mixture in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
+            right[name][here] = _right(rest, mixture)
     final, level = val.correct[-1], _widened_level(LEVEL)
     best = max(right.values(), key=np.sum)
     options = tuple(
         Option(
             name=name,
-            networks=fusion.networks,
+            networks=mixture.networks,
             gain=paired_gain(right[name], final, level, val.groups),
             behind=paired_gain(best, right[name], level, val.groups),
         )
-        for name, fusion in chosen.items()
+        for name, mixture in chosen.items()
     )
     fused = right.pop(_KF, None)
     if fused is None:
@@ -359,22 +349,22 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
 
 def _choose(val: RunRecord) -> dict[str, Fusion]:
     """What each option is, by name, the cheapest first; of a light record, early stopping."""
-    stopped = {"early stopping": early_stopping(val)}
+    stopped = {"early stopping": fusion.early_stopping(val)}
     if val.probs is None:
         return stopped
-    few, fused = min(BEST, len(val.kept)), knowledge_fusion(val, start="best")
+    few, fused = min(fusion.BEST, len(val.kept)), fusion.knowledge_fusion(val, start="best")
     return stopped | {
-        f"the last {few} epochs": horizontal(val, few),
-        f"the {few} best epochs": best_epochs(val, few),
-        "the window of early stopping": early_stopping_window(val, fused.networks),
+        f"the last {few} epochs": fusion.horizontal(val, few),
+        f"the {few} best epochs": fusion.best_epochs(val, few),
+        "the window of early stopping": fusion.early_stopping_window(val, fused.networks),
         _KF: fused,
     }
 
 
-def _right(record: RunRecord, fusion: Fusion) -> Mask:
-    if fusion.networks == 1:  # as it predicted, before float16 makes ties
-        return record.correct[fusion.weights.argmax()]
-    return right_samples(fuse(record, fusion), record.labels)
+def _right(record: RunRecord, mixture: Fusion) -> Mask:
+    if mixture.networks == 1:  # as it predicted, before float16 makes ties
+        return record.correct[mixture.weights.argmax()]
+    return right_samples(fuse(record, mixture), record.labels)
 
 
 def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.DataFrame:
