@@ -70,9 +70,6 @@ def train_run(
 
     The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
     run that was stopped goes on; a complete one is read.
-
-    Args:
-        config: What to train.
     """
     from fmnlib import runs
     from fmnlib.training import train
@@ -143,7 +140,6 @@ def fuse(
     Args:
         run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
             file.
-        files: Checkpoints from elsewhere, in place of a run, and what they are run on.
         split: Seed that draws the halves.
         mix: What is mixed: the epochs of Knowledge Fusion, the five with the best accuracy, or as
             many as Knowledge Fusion has around early stopping's.
@@ -261,7 +257,6 @@ def rank_labels(
 
     Args:
         run: Folder of a run or of a Tracker, or the beginning of a run's name.
-        files: Checkpoints from elsewhere, in place of a run, and what they are run on.
         csv: File for the ranking: index, file, given, suggested, score.
         html: File for a page of the most suspicious images.
         split: Seed that draws the halves; that of the fusion where not given.
