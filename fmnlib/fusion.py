@@ -64,12 +64,11 @@ class Fusion:
             with open_regular(Path(path)) as file:
                 fields = json.load(file)
             picks = tuple((int(epoch), float(share)) for epoch, share in fields["picks"])
-            weights, split = np.array(fields["weights"], np.float64), fields.get("split")
+            weights = np.array(fields["weights"], np.float64)
             if weights.ndim != 1 or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
                 raise ValueError("weights")
-            return cls(
-                weights, picks, int(fields["window"]), None if split is None else int(split)
-            )
+            split = None if fields.get("split") is None else int(fields["split"])
+            return cls(weights, picks, int(fields["window"]), split)
         except Exception as error:  # files, JSON and numpy raise half a dozen kinds between them
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 
@@ -112,9 +111,7 @@ def single(record: RunRecord) -> Fusion:
 
 def early_stopping(val: RunRecord) -> Fusion:
     """The network with the best validation accuracy, the earliest one at a tie."""
-    refuse_test(val)
-    _enough(val, 1)
-    return _uniform_over(val, [int(val.accuracy[val.kept].argmax())])
+    return best_epochs(val, 1)
 
 
 def horizontal(record: RunRecord, networks: int) -> Fusion:
