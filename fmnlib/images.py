@@ -139,7 +139,7 @@ class ImageFiles:
         a process ended.
         """
         loader = _LOADERS[self] if self in _LOADERS else _LOADERS.setdefault(self, self._open())
-        loader.sampler.batches = batches
+        loader.sampler[:] = map(np.asarray, batches)
         problem = ""
         try:
             for images in loader:
@@ -162,7 +162,7 @@ class ImageFiles:
         return DataLoader(
             _Decoder(self.root, self.files, self.preprocessing.transform()),
             batch_size=None,  # an item of the sampler is a batch
-            sampler=_Batches(),
+            sampler=[],  # the batches of a pass, for the loader outlives it
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -227,15 +227,6 @@ def _usual_workers() -> int:
 _LOADERS: weakref.WeakKeyDictionary[ImageFiles, Any] = weakref.WeakKeyDictionary()
 
 
-class _Batches:
-    """The batches of the current pass, for a loader that outlives it."""
-
-    batches: Iterable[Tensor | np.ndarray] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batch in self.batches)
-
-
 @dataclasses.dataclass
 class _Decoder(Dataset[Any]):
     """What runs in the worker processes."""
@@ -244,7 +235,7 @@ class _Decoder(Dataset[Any]):
     files: np.ndarray
     transform: Any
 
-    def __getitem__(self, index: list[int]) -> Tensor | str:
+    def __getitem__(self, index: np.ndarray) -> Tensor | str:
         """The batch; or, as an error that a process raises has many lines, what is wrong."""
         from PIL import Image
 
