@@ -136,8 +136,7 @@ def around(record: RunRecord, epoch: int, window: int) -> Fusion:
     kept = record.kept.tolist()
     if epoch not in kept:
         raise InputError(f"epoch {epoch} is not kept; kept are {kept}")
-    window_rows = _clip_window(kept.index(epoch), window, len(kept))
-    return _uniform_over(record, range(len(kept))[window_rows])
+    return _uniform_over(record, range(len(kept))[_clip_window(kept.index(epoch), window)])
 
 
 def early_stopping_window(val: RunRecord, networks: int) -> Fusion:
@@ -406,7 +405,6 @@ def _fuse_greedily(
     refuse_test(val)
     if start not in ("final", "best"):
         raise InputError(f'start is {start!r}; choose "final" or "best" (early stopping\'s epoch)')
-    probs = _kept_probs(val)
     if max_picks is not None and max_picks < 1:
         raise InputError(f"max_picks is {max_picks}; allow 1 or more, or none for no limit")
     weights = (early_stopping(val) if start == "best" else single(val)).weights
@@ -420,7 +418,7 @@ def _fuse_greedily(
         if now_right.sum() <= right.sum():
             break
         fused, right = mixed, now_right
-        chosen = val.kept[_clip_window(row, window, len(probs))]
+        chosen = val.kept[_clip_window(row, window)]
         weights = (1 - share) * weights
         weights[chosen] += share / len(chosen)
         picks.append((int(val.kept[row]), share))
@@ -436,8 +434,8 @@ def _window(val: RunRecord, window: int | None) -> int:
     return window
 
 
-def _clip_window(row: int, window: int, rows: int) -> slice:
-    return slice(max(0, row - window), min(rows, row + window + 1))
+def _clip_window(row: int, window: int) -> slice:
+    return slice(max(0, row - window), row + window + 1)
 
 
 def _window_mean(
@@ -446,7 +444,7 @@ def _window_mean(
     window: int,
     where: slice | tuple[np.ndarray, ...] = slice(None),
 ) -> Probs:
-    members = probs[_clip_window(row, window, len(probs))]
+    members = probs[_clip_window(row, window)]
     total = _to_float64(members[0][where])
     for member in members[1:]:
         total += _to_float64(member[where])
