@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -155,21 +156,17 @@ class RunConfig:
         if self.keep_best and (self.keep_best < 2 or others):
             alone = "2 or more without keep, keep_every and a schedule with a tail"
             raise InputError(f"keep_best is {self.keep_best}; make it {alone}, or 0")
-        use, _, split = self.validation_half.partition(":")
-        if self.validation_half != "unused" and not (
-            use in ("added", "alone") and split.isdigit()
-        ):
+        if not re.fullmatch(r"unused|(added|alone):\d+", self.validation_half):
             problem = f"validation_half is {self.validation_half!r}"
             raise InputError(f"{problem}; allowed are unused, added:SPLIT or alone:SPLIT")
         self._check_loss()
-        kind, _, file = self.noise.partition(":")
-        fixed, drawn = ("none", "human"), ("symmetric", "asymmetric")
-        if self.noise not in (*fixed, *drawn) and not (kind == "matrix" and file):
+        if not re.fullmatch("none|symmetric|asymmetric|human|matrix:.+", self.noise):
             allowed = "none, symmetric, asymmetric, human or matrix:FILE.csv"
             raise InputError(f"noise is {self.noise!r}; allowed are {allowed}")
-        if (kind in drawn) != (self.noise_rate > 0):
+        drawn = self.noise in ("symmetric", "asymmetric")
+        if drawn != (self.noise_rate > 0):
             problem = f"noise_rate is {self.noise_rate} with noise={self.noise}"
-            remedy = "above 0" if kind in drawn else "0, or choose a kind of noise"
+            remedy = "above 0" if drawn else "0, or choose a kind of noise"
             raise InputError(f"{problem}; make it {remedy}")
 
     def _check_loss(self) -> None:
