@@ -5,7 +5,6 @@ anew with a loss that is corrected for the noise that the run has met.
 """
 
 import dataclasses
-import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -234,7 +233,18 @@ def average(
     BatchNorm's statistics are estimated again on the training images. The record has one epoch.
     """
     _check_sum(members)
-    make = functools.partial(_average, config, members, folder)
+
+    def make(data: DataSet) -> RunRecord:
+        states = ((load_network(m, data).state_dict(), m.weight) for m in members)
+        order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
+        batches = data.batches(order.to(data.device).split(500), "none", 0)
+        images = (batch.images for batch in batches)  # folders lie in order of class
+        model = load_average(build_model(config, data), states, images)
+        save_tensors(checkpoint_path(folder, 0), model.state_dict())
+        logits = predict(model, data, data.eval_images, config.precision)
+        probs = logits.softmax(1)[None].cpu().numpy()
+        return RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
+
     return load_or_create(config, folder, pick_device(device), make)
 
 
@@ -243,20 +253,6 @@ def load_network(member: Member, data: DataSet) -> nn.Module:
     model = build_model(member.config, data)
     model.load_state_dict(_weights(member))
     return model.eval().requires_grad_(False)
-
-
-def _average(
-    config: RunConfig, members: Sequence[Member], folder: Path, data: DataSet
-) -> RunRecord:
-    states = ((load_network(m, data).state_dict(), m.weight) for m in members)
-    order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
-    batches = data.batches(order.to(data.device).split(500), "none", 0)
-    images = (batch.images for batch in batches)  # folders lie in order of class
-    model = load_average(build_model(config, data), states, images)
-    save_tensors(checkpoint_path(folder, 0), model.state_dict())
-    logits = predict(model, data, data.eval_images, config.precision)
-    probs = logits.softmax(1)[None].cpu().numpy()
-    return RunRecord.from_arrays(probs, data.eval_labels.cpu().numpy())
 
 
 def _named(name: str, content: str) -> str:
