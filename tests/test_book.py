@@ -150,7 +150,7 @@ def repository(tmp_path, monkeypatch):
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(book, "REPOSITORY", tmp_path)
     monkeypatch.setattr(book, "_fingerprint", lambda: "0")
-    monkeypatch.setattr(book, "render", lambda staging, output: staging)  # takes a minute
+    monkeypatch.setattr(book, "render", lambda staging, output, **_: staging)  # takes a minute
     return tmp_path
 
 

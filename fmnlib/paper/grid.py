@@ -156,7 +156,7 @@ def published(target: Path) -> dict[str, dict[str, Any]]:
         if not file.exists():
             return {}
         with open_regular(file) as stored:
-            return dict(json.load(stored)["cells"])
+            return {name: dict(cell) for name, cell in dict(json.load(stored)["cells"]).items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"{file} holds no results ({error}); move it away, or give another folder"
         raise InputError(message) from error
