@@ -230,7 +230,7 @@ def test_a_cell_without_its_independent_networks_is_published_and_made_whole_lat
     assert published(tmp_path)[tiny[0].id] == whole  # a part takes the place of nothing
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"cells": '])
+@pytest.mark.parametrize("content", ["{}", "[]", '{"cells": ', '{"cells": {"a": 0.5}}'])
 def test_damaged_results_are_refused_before_the_work(tiny, tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"results\.json holds no results .*; move it away"):
