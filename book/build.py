@@ -89,7 +89,7 @@ def build(
         elif not cached:
             _execute_all(staging, fresh=fresh, seeds=seeds)
             for moving in (explorer, film):  # of runs that the notebooks made
-                moving.write(staging, seed=next(iter(seeds), 0), fresh=fresh)
+                moving.write(staging, seed=seeds[0] if seeds else 0, fresh=fresh)
     gather(staging)
     if update or rerun:
         for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
@@ -244,8 +244,10 @@ def _execute_all(staging: Path, *, fresh: bool, seeds: Sequence[int] = ()) -> No
         if "results" in known:  # of a grid, whose runs take hours
             execute(notebook)
         else:
-            own = {"seeds": list(seeds)} if "seeds" in known else {"seed": next(iter(seeds), 0)}
-            execute(notebook, fresh=fresh, **(own if seeds else {}))
+            own: dict[str, object] = {}
+            if seeds:
+                own = {"seeds": list(seeds)} if "seeds" in known else {"seed": seeds[0]}
+            execute(notebook, fresh=fresh, **own)
 
 
 def _clean(notebook: Any) -> str:

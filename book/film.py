@@ -54,6 +54,10 @@ def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
 def data(record: RunRecord, trained: DataSet) -> dict[str, Any]:
     """What the page reads: bits in base64, points, and the library's counts.
 
+    Args:
+        record: Of a run on points in the plane.
+        trained: What it was trained on.
+
     Returns:
         `predicted` are bits of shape `epochs, side, side`, `classes` of `side, side`, the lowest
         row first; `points` hold x, y, class and whether the label is wrong. `right`, `forgotten`

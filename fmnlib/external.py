@@ -27,7 +27,7 @@ from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import refuse_existing, write_whole
 from fmnlib.fusion import Fusion, Search, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
-from fmnlib.labels import TrainingSamples
+from fmnlib.labels import TrainingSamples, some_images
 from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.scores import at_chance
@@ -126,11 +126,13 @@ def mixture_on_training(
         fusion = search(record.split(split)[0])
     networks = ((_loaded(at.make, p, files.weights), w) for p, w in _members(at.paths, fusion))
     mixed = sum(weight * _predict(network, at.train, at.device) for network, weight in networks)
-    about: dict[str, Any] = {"probs": np.asarray(mixed), "given": at.train.labels}
+    samples = TrainingSamples(probs=np.asarray(mixed), given=at.train.labels)
     if (images := at.train.images) is not None:
-        about |= {"files": images.names, "classes": images.classes}
-        about["images"] = lambda index: images[index].load().numpy()
-    return TrainingSamples(**about), fusion
+        read = functools.partial(some_images, images)
+        samples = dataclasses.replace(
+            samples, files=images.names, classes=images.classes, images=read
+        )
+    return samples, fusion
 
 
 def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:

@@ -212,8 +212,7 @@ def knowledge_fusion(
         row = int(forget_fraction(correct, right).argmax())
         candidate = _window_mean(probs, row, wide)
         if grid is not None:
-            mixed = ((1 - share) * fused + share * candidate for share in grid)
-            accuracy = [right_samples(mix, val.labels).mean() for mix in mixed]
+            accuracy = [right_samples(_mix(fused, candidate, s), val.labels).mean() for s in grid]
             return row, float(grid[int(np.argmax(accuracy))]), candidate
         return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
@@ -413,7 +412,7 @@ def _fuse_greedily(
     picks: list[tuple[int, float]] = []
     while max_picks is None or len(picks) < max_picks:
         row, share, candidate = propose(fused, right)
-        mixed = (1 - share) * fused + share * candidate
+        mixed = _mix(fused, candidate, share)
         now_right = right_samples(mixed, val.labels)
         if now_right.sum() <= right.sum():
             break
@@ -450,6 +449,10 @@ def _window_mean(
         total += _to_float64(member[where])
     total /= len(members)
     return total
+
+
+def _mix(fused: Probs, candidate: Probs, share: float) -> Probs:
+    return (1 - share) * fused + share * candidate
 
 
 def _kept_probs(record: RunRecord) -> np.ndarray | Columns:

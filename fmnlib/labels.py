@@ -7,6 +7,7 @@ images, therefore contradicts wrong labels, though all of its networks were trai
 
 import base64
 import dataclasses
+import functools
 import html
 import io
 from collections.abc import Hashable, Mapping, Sequence
@@ -122,7 +123,7 @@ def of_run(folder: Path, record: RunRecord, fusion: Fusion, device: str) -> Trai
         files=None if data.files is None else data.files.names,
         classes=() if data.files is None else data.files.classes,
         wrong=data.flipped.cpu().numpy(),
-        images=lambda index: _some(images, index),
+        images=functools.partial(some_images, images),
     )
 
 
@@ -165,7 +166,7 @@ def _card(row: Mapping[Hashable, Any], image: np.ndarray) -> str:
     return f'<li><img src="data:image/png;base64,{data}" alt="{alt}"><br>{words}</li>\n'
 
 
-def _some(images: Any, index: np.ndarray) -> np.ndarray:
+def some_images(images: Any, index: np.ndarray) -> np.ndarray:
     """A few images, uint8, of those in memory or of files."""
     import torch
 

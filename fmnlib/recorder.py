@@ -145,7 +145,8 @@ class Recorder:
 
     def _end_epoch(self, epoch: int, files: list[tuple[Path, bytes]]) -> None:
         """Have the disk hold the row of probabilities, then the checkpoint, then the state."""
-        sync(self._probs)
+        if epoch in self.kept:
+            sync(self._probs)
         for path, content in files:
             write_whole(path, content)
         if self.config.keep_best:  # a checkpoint goes once the disk holds what follows it

@@ -5,7 +5,9 @@ import threading
 import pytest
 import torch
 
+from fmnlib import RunConfig, recorder
 from fmnlib.recorder import Background
+from fmnlib.training import train
 
 CPU = torch.device("cpu")
 
@@ -65,3 +67,33 @@ def test_what_is_being_written_is_written_to_its_end_when_training_fails():
     with pytest.raises(KeyboardInterrupt):
         run(lambda: go_on.wait() and written.append(1), error=KeyboardInterrupt())
     assert written == [1]
+
+
+def test_the_disk_holds_the_files_of_an_epoch_in_order(tmp_path, monkeypatch):
+    order, hold, put = [], recorder.sync, recorder.write_whole
+    monkeypatch.setattr(recorder, "sync", lambda path: (order.append(path.name), hold(path)))
+
+    def write(path, content):
+        order.append(path.name)
+        put(path, content)
+
+    monkeypatch.setattr(recorder, "write_whole", write)
+    train(RunConfig(train_samples=50, epochs=2, keep_every=2), tmp_path, progress=False)
+    states = ["state_0.safetensors", "state_1.safetensors"]
+    kept = ["probs.npy", "epoch_0001.safetensors"]
+    assert [name for name in order if name in (*states, *kept)] == [states[0], *kept, states[1]]
+
+
+def test_what_cannot_be_written_keeps_what_follows_it_from_the_disk(tmp_path, monkeypatch):
+    put = recorder.write_whole
+
+    def write(path, content):
+        if path.name == "epoch_0001.safetensors":
+            raise OSError("the disk is full")
+        put(path, content)
+
+    monkeypatch.setattr(recorder, "write_whole", write)
+    with pytest.raises(OSError, match="the disk is full"):
+        train(RunConfig(train_samples=50, epochs=3), tmp_path, progress=False)
+    assert (tmp_path / "state_0.safetensors").exists()
+    assert not (tmp_path / "state_1.safetensors").exists()

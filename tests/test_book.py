@@ -343,6 +343,19 @@ def test_an_item_of_two_seeds_says_so(monkeypatch, tmp_path):
     assert "n = " not in digits
 
 
+def test_other_seeds_reach_the_explorer_and_the_film_and_break_no_build(repository, monkeypatch):
+    told = []
+    monkeypatch.setattr(book, "forecast", str)
+    monkeypatch.setattr(book, "_execute_all", lambda staging, **options: None)
+    for moving in (explorer, film):
+        monkeypatch.setattr(moving, "write", lambda staging, **options: told.append(options))
+    monkeypatch.setattr(book, "render", lambda staging, output, strict: told.append(strict))
+    book.build(seeds=[7, 8])
+    book.build()
+    usual = {"seed": 0, "fresh": False}
+    assert told == [usual | {"seed": 7}, usual | {"seed": 7}, False, usual, usual, True]
+
+
 # jupyter_client leaves the event loop of a thread open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_other_seeds_reach_every_notebook_that_trains(tmp_path):

@@ -46,6 +46,15 @@ def test_the_committed_files_are_what_the_command_makes(tmp_path):
     assert len(made) < (ROOT / explorer.FOLDER / "digits.js").stat().st_size <= LARGEST
 
 
+def test_another_seed_is_another_run(tmp_path):
+    explorer.write(tmp_path, seed=1)
+    text = (tmp_path / explorer.FOLDER / "digits.js").read_text()
+    about = json.loads(text.removeprefix("window.fmnExplorer = ").removesuffix(";\n"))
+    [config] = replicates("quick", [explorer.NOISE], [1], ["augmented"])
+    test_half = runs.obtain([config], progress=False)[0].split(explorer.SPLIT)[1]
+    assert about["right"] == test_half.correct[test_half.kept].sum(axis=1).tolist()
+
+
 def test_a_page_reads_the_record_without_loss(committed, config, test_half):
     kept, samples = len(test_half.kept), len(test_half.labels)
     probs = array(committed["probs"], "<f2", (kept, samples, test_half.classes))

@@ -1,6 +1,7 @@
 """The film of the decision regions: its files are made of what the record holds."""
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_the_committed_files_are_what_the_command_makes(tmp_path):
     files = [*(ROOT / film.FOLDER).iterdir()]
     assert len(files) == 4
     assert sum(path.stat().st_size for path in files) < LARGEST
+
+
+def test_another_seed_is_another_run(tmp_path, committed, record):
+    film.write(tmp_path, seed=1)
+    text = (tmp_path / film.FOLDER / "wave.js").read_text()
+    about = json.loads(text.removeprefix("window.fmnFilm = ").removesuffix(";\n"))
+    [other] = runs.obtain([dataclasses.replace(film.CONFIG, seed=1)], progress=False)
+    assert about["right"] == other.correct.sum(axis=1).tolist() != committed["right"]
 
 
 def test_a_page_reads_the_record_without_loss(committed, record):

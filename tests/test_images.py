@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -173,6 +174,8 @@ def test_workers_that_cannot_start_are_named_in_one_line(folder):
 
 
 def test_the_number_of_workers(folder, monkeypatch):
+    monkeypatch.delenv("FMN_WORKERS", raising=False)
+    assert _usual_workers() == joblib.cpu_count()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")  # as torchrun sets it
     assert _usual_workers() == 1
     monkeypatch.setenv("FMN_WORKERS", "0")

@@ -79,7 +79,7 @@ def one_core(worker_id):
         yield
         return
     cores = os.sched_getaffinity(0)
-    number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
+    number = 0 if worker_id == "master" else int(worker_id.removeprefix("gw"))
     os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
     yield
     os.sched_setaffinity(0, cores)

@@ -82,8 +82,8 @@ class Result(SphinxRole):
                 if self.name == "given" and found != expected:
                     told = f"no longer {key}, but {found}: the sentence does not hold"
                     logging.getLogger(__name__).warning(told, location=self.get_location())
-                    here = " [Does not hold in this build: {}.]".format
-                    return [nodes.strong("", here(WORDS["finding"](ends, found)))], []
+                    here = WORDS["finding"](ends, found)
+                    return [nodes.strong("", f" [Does not hold in this build: {here}.]")], []
             elif last:
                 text = format(methods[method][last[0]], form)
         except (OSError, LookupError, ValueError) as error:
