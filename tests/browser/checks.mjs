@@ -97,6 +97,9 @@ function readArticle() {
       problems.push(`table with rows of ${[...new Set(widths)]} cells: ${table.innerText.trim().split("\n")[0]}`);
   }
 
+  for (const field of all("dl.field-list > dt", article))
+    if (field.textContent.startsWith("Type")) problems.push(`half of a description taken for a type: ${field.nextElementSibling?.textContent}`);
+
   const copy = article.cloneNode(true);
   for (const code of all("pre, code, script, style, mjx-container", copy)) code.remove();
   const text = copy.textContent;

@@ -27,6 +27,7 @@ export const FAULTS = [
       "style='max-width: none; width: 1300px'>A caption that is cut off</span></caption><tr><td>1</td></tr></table></div>",
     says: "caption wider than its page",
   },
+  { fault: "<dl class='field-list'><dt>Type</dt><dd>Label noise</dd></dl>", says: "half of a description taken for a type" },
   { fault: "<h1>A second title</h1>", says: "2 headings of the first level" },
   { fault: "<p>{result}`label_noise.sym40.kf`</p>", says: "left in the text: {result}" },
   { fault: "<p>accuracy ?? percent</p>", says: "left in the text: ??" },
