@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fmnlib import runs, scores
 from fmnlib.config import RunConfig
-from fmnlib.data import DataSet, load
+from fmnlib.data import load
 from fmnlib.files import write_whole
 from fmnlib.plane import SIDE, border
 from fmnlib.record import RunRecord
@@ -44,19 +44,14 @@ def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
         seed: Of the run, as the first of notebook 01.
         fresh: Leave the committed record aside, as in `fmnlib.runs.obtain`.
     """
-    config = dataclasses.replace(CONFIG, seed=seed)
-    [record] = runs.obtain([config], fresh=fresh, progress=False)
-    about = json.dumps(data(record, load(config)), separators=(",", ":"))
+    [record] = runs.obtain([dataclasses.replace(CONFIG, seed=seed)], fresh=fresh, progress=False)
+    about = json.dumps(data(record), separators=(",", ":"))
     write_whole(root / FOLDER / "wave.js", f"window.fmnFilm = {about};\n".encode())
     write_whole(root / FOLDER / "wave.svg", still(record).encode())
 
 
-def data(record: RunRecord, trained: DataSet) -> dict[str, Any]:
+def data(record: RunRecord) -> dict[str, Any]:
     """What the page reads: bits in base64, points, and the library's counts.
-
-    Args:
-        record: Of a run on points in the plane.
-        trained: What it was trained on.
 
     Returns:
         `predicted` are bits of shape `epochs, side, side`, `classes` of `side, side`, the lowest
@@ -65,6 +60,7 @@ def data(record: RunRecord, trained: DataSet) -> dict[str, Any]:
         each epoch.
     """
     correct, samples = record.correct, len(record.labels)
+    trained = load(CONFIG)  # the points and their labels are the same for every seed
     assert isinstance(trained.images, Tensor)
     places = trained.images[:, :, 0, 0].long() / UNIT
     columns = (*places.T.tolist(), trained.labels.tolist(), trained.flipped.int().tolist())
