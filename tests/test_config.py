@@ -109,6 +109,10 @@ def test_an_integer_is_the_same_as_its_float():
         ({"noise": "gaussian"}, "noise is 'gaussian'; allowed are none, symmetric"),
         ({"noise": "matrix:"}, "noise is 'matrix:'; allowed are none, symmetric"),
         ({"noise": "human:x"}, "noise is 'human:x'; allowed are none, symmetric"),
+        (
+            {"validation_half": "alone:x"},
+            "validation_half is 'alone:x'; allowed are unused, added:SPLIT",
+        ),
         ({"noise": "symmetric"}, "noise_rate is 0.0 with noise=symmetric; make it above 0"),
         ({"noise_rate": 0.2}, "noise_rate is 0.2 with noise=none; make it 0"),
         ({"loss": "mse"}, "loss is 'mse'; choose one of cross_entropy, gce, sce, elr, sat, ps_kd"),

@@ -198,6 +198,7 @@ def test_checkpoint_files_rank_the_labels_of_a_folder(fmn, tmp_path, monkeypatch
         checkpoints="e*.pt", model="net.py:build", data=Path("val"), train=Path("train"), **shape
     )
     samples, _ = mixture_on_training(files, uniform, 0)
+    assert samples.classes == sorted(path.name for path in Path("train").iterdir())
     number = [int(Path(name).stem) for name in samples.files]
     by_hand = torch.zeros(500, 10)
     for epoch in range(12):
