@@ -12,8 +12,8 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.data import load
 from fmnlib.fusion import knowledge_fusion
 from fmnlib.paper.compare import (
+    compare_baselines,
     compare_protocols,
-    compare_rivals,
     compare_students,
     independent_members,
     replicates,
@@ -164,8 +164,8 @@ def test_losses_are_tried_on_the_validation_half():
     assert len(tried) == 2
 
 
-def test_the_rivals_spend_the_validation_half_and_average_the_weights():
-    results = compare_rivals([SMALL], item="x", splits=[1])
+def test_the_baselines_spend_the_validation_half_and_average_the_weights():
+    results = compare_baselines([SMALL], item="x", splits=[1])
     assert [r.method for r in results] == ["ema_stopped", "clean_half", "clean_half_added"]
     assert {r.split_seed for r in results} == {1}
     alone = dataclasses.replace(SMALL, validation_half="alone:1", keep_every=SMALL.epochs)

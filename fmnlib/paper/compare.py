@@ -175,7 +175,7 @@ def _seconds(record: RunRecord) -> float:
     return float(record.provenance["seconds"])
 
 
-def compare_rivals(
+def compare_baselines(
     configs: Configs, *, item: str, decay: float = 0.99, splits: Seeds = (), fresh: bool = False
 ) -> list[Result]:
     """Score three other uses of a run's budget and of the validation half's clean labels.
