@@ -66,10 +66,10 @@ def train_run(
     max_minutes: Minutes = math.inf,
     as_json: Json = False,
 ) -> None:
-    """Train one network and record what it knows after every epoch.
+    """Train one network and record its predictions after every epoch.
 
-    The run lies in runs/ (or where FMN_RUNS says), under a name that comes from its settings. A
-    run that was stopped goes on; a complete one is read.
+    The run is stored in runs/ (or the folder FMN_RUNS), under a name derived from its settings. A
+    run that was stopped is resumed; a complete one is only read.
     """
     from fmnlib import runs
     from fmnlib.training import train
@@ -85,13 +85,13 @@ def diagnose_run(
 ) -> None:
     """Diagnose a run: what is worth doing, whether it overfits, where, and since when.
 
-    The diagnosis looks at the validation half alone; intervals are of 95% over its samples.
+    The diagnosis uses the validation half only; intervals are 95% intervals over its samples.
 
     Args:
         run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
             file.
-        split: Seed that draws the halves.
-        html: File to write the diagnosis to as one page with pictures.
+        split: Seed of the split into validation and test half.
+        html: File to write the diagnosis to, as one page with figures.
     """
     from fmnlib.diagnosis import diagnose
 
@@ -132,22 +132,22 @@ def fuse(
 ) -> None:
     """Find the forgotten epochs of a run and mix them in (Knowledge Fusion).
 
-    Half of the evaluation data chooses, the other half is reported; intervals are of 95% over
-    its samples, by Tango's score for paired predictions. Of a run, the result is written to
-    fusion.json in its folder. Of checkpoints from elsewhere (--checkpoints, --model, --data), and
-    of a Tracker's folder with --model, one network is written that needs no fmnlib to load.
+    The fusion is chosen on one half of the evaluation data and measured on the other; intervals
+    are Tango's 95% score intervals over its samples. For a run, the fusion is written to
+    fusion.json in its folder. For other checkpoints (--checkpoints, --model, --data), and for a
+    Tracker's folder with --model, one network is written, which loads without fmnlib.
 
     Args:
         run: Folder of a run or of a Tracker, the beginning of a run's name, or a record's .npz
             file.
-        split: Seed that draws the halves.
-        mix: What is mixed: the epochs of Knowledge Fusion, the five with the best accuracy, or as
-            many as Knowledge Fusion has around early stopping's.
+        split: Seed of the split into validation and test half.
+        mix: Epochs to mix: those of Knowledge Fusion (kf), the five with the best accuracy (best),
+            or as many as Knowledge Fusion takes, around early stopping's epoch (window).
         start: The network that Knowledge Fusion adds to: that of the best validation accuracy, or
             the final one, as in the papers.
         window: Epochs averaged on either side of a pick; 1, or 0 where there are fewer than three,
             if not given. With few checkpoints 0 may be better.
-        max_picks: Stop after so many picks; 1 is the papers' "(i)".
+        max_picks: Stop after this many picks; 1 is the papers' "(i)".
         grid: Choose shares on the papers' grid of 0.01 instead of exactly.
     """
     if bool(run) == bool(files.checkpoints):
@@ -156,6 +156,9 @@ def fuse(
     if run and files != _NO_FILES and not (files.model and is_tracked(run)):
         problem = f"{run!r} is given with --model, --data or the like"
         raise InputError(f"{problem}; they go with --checkpoints, --model with a tracked folder")
+    if mix == "best" and (start, window, max_picks, grid) != ("best", None, None, False):
+        problem = "--mix best takes the epochs of best accuracy, whatever Knowledge Fusion finds"
+        raise InputError(f"{problem}; leave out --start, --window, --max-picks and --grid")
     shares = np.arange(0, 1.005, 0.01) if grid else None
 
     def search(val: RunRecord) -> Fusion:
@@ -179,7 +182,7 @@ def fuse(
     if folder := _find_folder(run):
         dataclasses.replace(fusion, split=split).save(folder / "fusion.json")
         written["written"] = str(folder / "fusion.json")
-    # Of checkpoints from elsewhere, epochs have the names of the files.
+    # The epochs of imported checkpoints are named after their files.
     names = record.provenance.get("checkpoints") or [f"epoch {e}" for e in range(record.epochs)]
     rows = gain_rows(gains(val, test, fusion)) | picks(fusion, names)
     _show(rows | {"networks": fusion.networks, "split": split} | written, as_json)
@@ -198,19 +201,19 @@ def distill_run(
     max_minutes: Minutes = math.inf,
     as_json: Json = False,
 ) -> None:
-    """Put the fusion of a run into one network of the original size.
+    """Distil the fusion of a run into one network of the original size.
 
     Takes the fusion that `fmn fuse` wrote, or finds one in the same way.
 
     Args:
         run: Folder of a run, or the beginning of its name.
-        split: Seed that draws the halves; that of the fusion where not given.
-        temperature: Softens the teacher and the student.
-        labels: The label of the data, or refined, the teacher's class of each image: for data of
-            which many labels are wrong.
+        split: Seed of the split into validation and test half; by default that of the fusion.
+        temperature: Temperature of the softmax of teacher and student.
+        labels: given, the labels of the data; or refined, the class that the teacher predicts for
+            each image, for data with many wrong labels.
         soft_share: Weight of the teacher's term; the labels' term has the rest. If not given, 0.9
             with given labels and 0.5 with refined ones.
-        teacher_views: Let the teacher score so many views of each augmented image beforehand.
+        teacher_views: Augmented views per image to predict in advance; 0 predicts while training.
     """
     from fmnlib.distillation import distill, members_of, student_config
 
@@ -247,19 +250,19 @@ def rank_labels(
 ) -> None:
     """Rank training labels: which are probably wrong, and what they should be.
 
-    The mixture that `fmn fuse` wrote (or Knowledge Fusion, if none is there) predicts the training
-    samples once, without augmentation. A label is suspicious by the margin by which another class
-    is ahead of it; the share above 0 estimates the noise rate.
+    The mixture that `fmn fuse` wrote (or Knowledge Fusion, if there is none) predicts the training
+    samples once, without augmentation. The score of a label is the margin by which the strongest
+    other class is ahead of it; the share of scores above 0 estimates the noise rate.
 
-    Of a Tracker's folder, --train is a second one, which noted the outputs for the training
-    samples after the same epochs; or with --model, the training samples themselves. Of checkpoints
-    from elsewhere (--checkpoints, --model, --data), it is these too.
+    For a Tracker's folder, --train is the folder of a second Tracker, with the outputs for the
+    training samples after the same epochs. With --model (and for other checkpoints: --checkpoints,
+    --model, --data), --train is the training samples themselves.
 
     Args:
         run: Folder of a run or of a Tracker, or the beginning of a run's name.
         csv: File for the ranking: index, file, given, suggested, score.
         html: File for a page of the most suspicious images.
-        split: Seed that draws the halves; that of the fusion where not given.
+        split: Seed of the split into validation and test half; by default that of the fusion.
     """
     from fmnlib import labels
 
@@ -320,17 +323,17 @@ def grid_of_runs(
         status: Only say what is done, running and left.
         out: Write scores and light records of the complete cells into this folder; cells that it
             holds already are not trained again.
-        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
+        workers: Number of concurrent runs; by default one per core, or per GPU.
         engine: local is this machine, with all its GPUs; ray a cluster whose machines share
             FMN_RUNS and FMN_DATA.
         gpus_per_run: The share of a GPU that a run takes on Ray, such as 0.5.
-        address: Of the Ray cluster, such as auto; where not given, RAY_ADDRESS, or this machine.
+        address: Address of the Ray cluster, such as auto; by default RAY_ADDRESS or this machine.
     """
     from fmnlib import runs
     from fmnlib.paper import grid
 
-    here, ray = {"workers": workers}, {"gpus_per_run": gpus_per_run, "address": address}
-    options, others = (ray, here) if engine == "ray" else (here, ray)
+    local, ray = {"workers": workers}, {"gpus_per_run": gpus_per_run, "address": address}
+    options, others = (ray, local) if engine == "ray" else (local, ray)
     for option in (name for name, value in others.items() if value is not None):
         raise InputError(f"{option} is not for the engine {engine}; leave it out")
     cells = grid.cells(name)
@@ -338,9 +341,9 @@ def grid_of_runs(
     published = {name for name, cell in written.items() if cell.get("whole", True)}
     try:
         if not status:
-            left = [cell for cell in cells if cell.id not in published]
+            todo = [cell for cell in cells if cell.id not in published]
             make = runs.make_on_ray if engine == "ray" else runs.make_all
-            grid.work(left, make=make, device=device, deadline=_deadline(max_minutes), **options)
+            grid.work(todo, make=make, device=device, deadline=_deadline(max_minutes), **options)
     finally:
         rows = grid.status(cells, published)
         if out is not None and not status:
@@ -402,7 +405,7 @@ def main() -> None:
     except (InputError, CycloptsError) as error:
         print("fmn:", _printable(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # whoever reads has enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, no permission
         remedy = "what was written stays; fix that and give the same command again"
@@ -428,12 +431,12 @@ def _deadline(minutes: float) -> float:
 
 
 def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusion, int]:
-    """The fusion that `fmn fuse` wrote, or one found in the same way, and the split it is of."""
+    """The fusion that `fmn fuse` wrote, or one found in the same way, and its split's seed."""
     file = folder / "fusion.json"
     if not file.exists():
         return _anchored(record.split(split or 0)[0]), split or 0
     fusion = Fusion.load(file)
-    if None not in (fusion.split, split) and fusion.split != split:  # its test half has chosen
+    if None not in (fusion.split, split) and fusion.split != split:  # chosen on test samples
         problem = f"the fusion was chosen on split {fusion.split} and split is {split}"
         raise InputError(f"{problem}; leave out --split, or `fmn fuse --split {split}` first")
     return fusion, (fusion.split if split is None else split) or 0
@@ -442,10 +445,10 @@ def _fusion_of(folder: Path, record: RunRecord, split: int | None) -> tuple[Fusi
 def _training_samples(
     run: str, files: CheckpointFiles, split: int | None
 ) -> tuple["TrainingSamples", Fusion]:
-    """What a mixture predicts for training samples, wherever they are, and the mixture."""
+    """A mixture's predictions for the training samples, and the mixture."""
     from fmnlib import labels
 
-    if bool(run) == bool(files.checkpoints):
+    if bool(run) == bool(files.checkpoints) or not (run or files.model):
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
         raise InputError(f"give a run, or {options}")
     unused = {"network", "labels", "output", "epochs", "lr", "save_record"}
@@ -464,7 +467,7 @@ def _training_samples(
         return mixture_on_training(files, lambda _: fusion, split, Path(run))
     folder, record = _find_folder(run), _load(run)
     if folder is None or (record.config is None) != (files.train is not None):
-        needed = "give a run of `fmn train`, or a Tracker's folder and --train, another one"
+        needed = "give a run of `fmn train` without --train, or a Tracker's folder with --train"
         raise InputError(f"the training samples of {run} are not known; {needed}")
     fusion, _ = _fusion_of(folder, record, split)
     if files.train is not None:
@@ -506,9 +509,9 @@ def _load(run: str) -> RunRecord:
 
 
 def _show(rows: Mapping[str, Any], as_json: bool) -> None:
-    """Print named values: for people a line each, shares in percent; or one line of JSON.
+    """Print named values: one per line, shares in percent; or all in one line of JSON.
 
-    Of the processes that train one run together, the first speaks.
+    Of the processes that train one run together, only the first prints.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -521,7 +524,7 @@ def _show(rows: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)  # names of files hold anything
+    return "".join(c if c.isprintable() else "?" for c in text)  # file names hold any character
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A run's files: checkpoints, the state to resume from, and the lock of its folder.
 
-Tensors are written whole or not at all, checked when read, never unpickled. The state after an
-epoch is all that a killed run needs to go on; the last two are kept. A folder is one run's, and
-one process's at a time.
+Files of tensors are written atomically, verified when read, and never unpickled. A run that was
+killed resumes from the state after its last epoch; the last two states are kept. A folder belongs
+to one run, and one process uses it at a time.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ def rounded_by_autocast(model: nn.Module) -> frozenset[str]:
 
 
 def rounded(state: State, names: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights, those in the number format of a run that `rounded_by_autocast` names.
+    """The weights, with those in `names` converted to the number format of a run.
 
-    They are rounded in every pass anyway, so that the network's predictions stay the same.
+    Autocast rounds these in every pass anyway (`rounded_by_autocast`): predictions stay the same.
     """
     return {k: v.to(dtype) if k in names else v for k, v in state.items()}
 
@@ -94,7 +94,7 @@ def snapshot(parts: TrainingState) -> dict[str, Tensor]:
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """The tensors whose names start with a prefix, which is removed from the names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
@@ -111,17 +111,17 @@ def restore(parts: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in under(tensors, "optimizer.").items():
         number, _, key = name.partition(".")
-        like = parameters[int(number)]
-        if value.shape == like.shape:  # a file has rows in order; fused updates want like strides
-            value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape:  # fused updates need the parameter's strides
+            value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
         state.setdefault(int(number), {})[key] = value
     parts.optimizer.load_state_dict(parts.optimizer.state_dict() | {"state": state})
 
 
 def pack_state(folder: Path, tensors: Mapping[str, Tensor], epoch: int) -> tuple[Path, bytes]:
-    """The file of the state after an epoch, which is that of two epochs before, and its content.
+    """Path and content of the state file after an epoch; writing it completes the epoch.
 
-    The epoch is complete once the file is in its place; a damaged file costs one epoch.
+    It replaces the state of two epochs before, so that a damaged file costs only one epoch.
     """
     return _file(folder, epoch), pack({**tensors, "epoch": torch.tensor(epoch)})
 
@@ -158,16 +158,16 @@ def _file(folder: Path, epoch: int) -> Path:
 
 
 def folder_lock(folder: Path) -> BaseFileLock:
-    """The lock of a run's folder; whoever holds it may acquire it again."""
+    """The lock of a run's folder; it is reentrant: its holder can acquire it again."""
     return FileLock(folder / ".lock", is_singleton=True)
 
 
 @contextmanager
 def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
-    """Lock a run's folder, made if need be, for the processes of `world`.
+    """Lock a run's folder for the processes of `world`; create it if it does not exist.
 
-    Where another process holds the lock, print that and wait. An `InputError` for the folder of
-    another run.
+    If another process holds the lock, print a message and wait. An `InputError` if the folder
+    belongs to another run.
     """
     if not world.first:
         world.barrier()
@@ -194,7 +194,7 @@ def run_lock(config: RunConfig, folder: Path, world: World = SINGLE_PROCESS) -> 
 
 
 def check_labels(folder: Path, labels: np.ndarray) -> None:
-    """An `InputError` for other labels than those a run began with; its config names files."""
+    """Refuse labels other than those a run began with; the config only names their files."""
     digest, file = hashlib.sha256(labels.tobytes()).hexdigest(), folder / "labels.sha256"
     if not file.exists():
         write_whole(file, digest.encode())

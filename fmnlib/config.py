@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 TAIL = 0.75  # where the tail of a learning rate schedule begins, as a share of the run
-SOFT_SHARES = {"given": 0.9, "refined": 0.5}  # of a student, by its labels, in the commands
+SOFT_SHARES = {"given": 0.9, "refined": 0.5}  # default soft_share of the commands, by `labels`
 
 
 class InputError(ValueError):
@@ -43,20 +43,20 @@ def _range(default: Number, low: Number, high: Number = math.inf, below: Number 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """What a network made from an ensemble adds to the settings of its run."""
+    """Settings that a student, a network made from an ensemble, has beside those of its run."""
 
     teacher: str = ""
-    """What the network is made from: an ensemble, or a noise matrix (glc); with a digest of it."""
+    """What the student is made from: an ensemble, or a noise matrix (glc); with a digest of it."""
     temperature: float = _range(2.0, 0.01)
-    """Softens teacher and student in the soft-target loss, T."""
+    """Temperature T of teacher and student in the soft-target loss."""
     soft_share: float = _range(0.9, 0, 1)
-    """Weight of the soft-target loss; the loss of the labels has the rest."""
+    """Weight of the soft-target loss; the label loss has the rest."""
     labels: Literal["given", "refined"] = "given"
-    """Labels of that loss: those of the data, or the teacher's class of the same view."""
+    """Labels of the label loss: those of the data, or the teacher's class of the same view."""
     teacher_views: int = _range(0, 0)
-    """Augmented views of an image that the teacher predicts in advance; 0 predicts each anew."""
+    """Augmented views per image that are predicted in advance; 0 predicts while training."""
     init: Literal["scratch", "teacher"] = "scratch"
-    """Start from fresh weights, or from those of the teacher's heaviest network."""
+    """Start from new weights, or from the teacher's network with the largest mixture weight."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -74,15 +74,15 @@ class RunConfig:
     classes: Literal["all", "first_half", "second_half"] = "all"
     """All classes, or half of them, for transfer learning."""
     evaluate: Literal["test", "heldout"] = "test"
-    """Record predictions for the test data, or for what train_samples leaves out."""
+    """Record predictions for the test data, or for training data that train_samples leaves out."""
     train_samples: int = _range(0, 0)
     """Train on this many images, drawn with noise_seed; 0 takes all."""
     eval_samples: int = _range(0, 0)
     """Record this many evaluation images, drawn with noise_seed; 0 takes all."""
     image_size: int = _range(32, 8)
-    """Side of the centred square that is cut out of images in folders, in pixels."""
+    """Side of the centre crop of images from folders, in pixels."""
     resize: int = _range(0, 0)
-    """Shorter side of such an image before that, in pixels; 0 takes 256/224 of image_size."""
+    """Shorter side before the centre crop, in pixels; 0 takes 256/224 of image_size."""
     model: str = "convnet"
     """convnet, mlp, resnet8, resnet20, resnet18 or torchvision:NAME."""
     width: float = _range(1.0, 0.01)
@@ -90,7 +90,7 @@ class RunConfig:
     epochs: int = _range(40, 1, below=1_000_000)
     """Passes over the training data."""
     batch_size: int = _range(64, 2)
-    """Images a step."""
+    """Images per step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = _range(0.1, 0)
@@ -110,12 +110,12 @@ class RunConfig:
     cycles: int = _range(5, 1)
     """Cosine cycles of the cyclic schedules."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
-    """Random crops: shifts by up to an eighth of the side; and horizontal flips."""
+    """Random crops (shifts by up to an eighth of the side), and horizontal flips."""
     loss: Literal["cross_entropy", "gce", "sce", "elr", "sat", "ps_kd"] = "cross_entropy"
     """Cross-entropy, or one made for label noise: see `fmnlib.losses`."""
     loss_parameters: tuple[Number, ...] = ()
-    """Of gce q; sce a, b; elr strength, momentum; sat momentum, start (share of the epochs); ps_kd
-    a. Default are the papers' for CIFAR-10; for CIFAR-100 they take 6 0.1 (sce), 7 0.9 (elr)."""
+    """q for gce; a, b for sce; strength, momentum for elr; momentum, start (share of epochs) for
+    sat; a for ps_kd. Defaults are the papers' for CIFAR-10; for CIFAR-100 sce 6 0.1, elr 7 0.9."""
     label_smoothing: float = _range(0.0, 0, below=1)
     """Share of the target that is spread over all classes."""
     noise: str = "none"
@@ -123,23 +123,23 @@ class RunConfig:
     noise_rate: float = _range(0.0, 0, below=1)
     """Share of the training labels that are flipped (symmetric, asymmetric)."""
     validation_half: str = "unused"
-    """unused, or what labels it has to train on: added:SPLIT to the others, or alone:SPLIT."""
+    """unused, or trained on: added:SPLIT with the training data, alone:SPLIT without them."""
     ema: float = _range(0.0, 0, below=1)
     """Decay of the exponential moving average of weights that is recorded; 0 is off."""
     keep_every: int = _range(1, 1)
     """Keep probabilities and checkpoint of every k-th epoch (of the tail, if any) and the last."""
     keep: tuple[int, ...] = ()
-    """Keep those of these epochs and of the last one instead."""
+    """Keep those of the epochs listed here, and of the last one, instead."""
     keep_best: int = _range(0, 0)
-    """Keep at most so many, 2 or more, as `fmnlib.scores.covering` chooses by split 0."""
+    """Keep at most this many (2 or more), by `fmnlib.scores.covering` on split 0; 0 is off."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 on those of 7.x."""
+    """Number format; auto is float32 on CPUs, bfloat16 on GPUs, float16 at capability 7.x."""
     seed: int = _range(0, 0, below=2**31)
-    """Initialisation, order of the data, augmentation."""
+    """Seed of initialisation, data order and augmentation."""
     noise_seed: int = _range(0, 0, below=2**31)
-    """Which labels are flipped, and which samples are taken."""
+    """Seed of the label noise and of the choice of samples."""
     student: StudentConfig | None = None
-    """Of a network made from an ensemble: its teacher and its loss."""
+    """Teacher and loss of a student, a network made from an ensemble."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -170,14 +170,14 @@ class RunConfig:
             raise InputError(f"{problem}; make it {remedy}")
 
     def _check_loss(self) -> None:
-        known, given = LOSSES[self.loss], self.loss_parameters
-        allowed = [f"{name} from {low:g} to {high:g}" for name, (_, low, high) in known.items()]
-        pairs = zip(given, known.values(), strict=False)
+        ranges, given = LOSSES[self.loss], self.loss_parameters
+        allowed = [f"{name} from {low:g} to {high:g}" for name, (_, low, high) in ranges.items()]
+        pairs = zip(given, ranges.values(), strict=False)
         fits = [low <= number <= high for number, (_, low, high) in pairs]
-        if given and (len(given) != len(known) or not all(fits)):
+        if given and (len(given) != len(ranges) or not all(fits)):
             problem = f"loss_parameters is {given} with loss={self.loss}"
             raise InputError(f"{problem}; give {' and '.join(allowed) or 'none'}")
-        if given == tuple(default for default, _, _ in known.values()):
+        if given == tuple(default for default, _, _ in ranges.values()):
             object.__setattr__(self, "loss_parameters", ())  # the same run has the same id
         if self.loss != "cross_entropy" and (self.label_smoothing or self.student):
             other = "a student" if self.student else f"label_smoothing={self.label_smoothing}"
@@ -195,7 +195,7 @@ class RunConfig:
 
     @property
     def setting(self) -> str:
-        """The noise in short, one of clean, sym40, asym20, human or matrix."""
+        """Short name of the noise, such as clean, sym40, asym20, human or matrix."""
         kind, rate = self.noise.partition(":")[0], round(100 * self.noise_rate)
         short = {"none": "clean", "symmetric": f"sym{rate}", "asymmetric": f"asym{rate}"}
         return short.get(kind, kind)
@@ -251,7 +251,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
-        """Read a config from a run's folder; an `InputError` if the file is damaged."""
+        """Read the config.json of a run; an `InputError` if the file is damaged."""
         try:
             if not path.is_file():  # a pipe would hang
                 raise OSError("it is not a file")
@@ -273,7 +273,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:
-    """Checkpoints of a training that was not recorded, and what they are to be run on."""
+    """Checkpoints of a training that fmnlib did not record, and the data to run them on."""
 
     checkpoints: str = ""
     """Pattern of files, in quotes, such as `'ckpt/*.safetensors'` or .pt files."""
@@ -285,24 +285,24 @@ class CheckpointFiles:
     """Folder of validation images, `CLASS/*`, or your FILE.py:FUNCTION, which returns batches of
     inputs and labels; half of the samples choose, half are reported."""
     train: Path | None = None
-    """The same for training, to distil with."""
+    """The same for the training samples, to distil with."""
     network: Literal["averaged", "distilled"] = "averaged"
     """One network to write: averaged weights, or a distilled student."""
     labels: Literal["given", "refined"] = "given"
     """What a student learns beside the mixture's probabilities: the labels of the data, or the
     mixture's own class, for data of which many labels are wrong."""
     output: Path = Path("fused.safetensors")
-    """File for its weights; the weights of the mixture go beside it as .json."""
+    """File for the network written; the mixture weights are stored beside it as .json."""
     save_record: Path | None = None
     """File (.npz) for the predictions of the checkpoints, for `fmn diagnose`."""
     size: int = 224
     """Side of the images that the network sees, in pixels."""
     resize: int = 0
-    """Shorter side before the middle is cut out, in pixels; 0 takes 256/224 of size."""
+    """Shorter side before the centre crop, in pixels; 0 takes 256/224 of size."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean a channel, pixels from 0 to 1; one number makes the images grey."""
+    """Mean per channel, of pixels from 0 to 1; one number converts the images to grey."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation a channel."""
+    """Standard deviation per channel."""
     epochs: int = 10
     """Epochs of distillation."""
     lr: float = 0.01
@@ -336,7 +336,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def _check(config: "RunConfig | StudentConfig") -> None:
-    """Hold every field to its type, its choices and its range."""
+    """Check every field's type, choices and range."""
     kinds = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, kind, value = field.name, kinds[field.name], getattr(config, field.name)
@@ -351,7 +351,10 @@ def _check(config: "RunConfig | StudentConfig") -> None:
             if not isinstance(value, tuple) or any(type(v) not in (int, float) for v in value):
                 raise InputError(f"loss_parameters is {value!r}; give a tuple of numbers")
             object.__setattr__(config, name, tuple(map(float, value)))
-        elif name != "student" and (choices := get_args(kind)) and value not in choices:
+        elif name == "student":
+            if value is not None and not isinstance(value, StudentConfig):
+                raise InputError(f"student is {value!r}; give a StudentConfig or None")
+        elif (choices := get_args(kind)) and value not in choices:
             raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         low, high, below = field.metadata.get("range", (-math.inf, math.inf, math.inf))
         if field.metadata and not (low <= value <= high and value < below):

@@ -2,7 +2,7 @@
 
 Images that fit stay uint8 on the device; a batch is gathered, augmented and normalised there.
 Those of a larger folder are read by worker processes, batch by batch (`fmnlib.images`), and then
-go the same way. What an image looks like in an epoch depends on the seed and its index alone.
+processed in the same way. The augmentation of an image depends only on its index and the seed.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Images = np.ndarray | ImageFiles
 # Training images uint8 `[samples, channels, side, side]`, labels, evaluation images, labels.
 Source = tuple[Images, np.ndarray, Images, np.ndarray]
 
-STATISTICS_SAMPLES = 2000  # of a large folder give mean and deviation of the pixels
+STATISTICS_SAMPLES = 2000  # images of a folder from which pixel mean and deviation are computed
 
 _TORCHVISION = {  # its names of the data sets
     "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"
@@ -49,12 +49,12 @@ class DataSet:
     labels: Tensor  #: The labels to train on, noise included, `[samples]`
     flipped: Tensor  #: Which labels are wrong, `[samples]`
     eval_images: Tensor | ImageFiles  #: Images to record, or their files
-    eval_labels: Tensor  #: Their true classes
+    eval_labels: Tensor  #: Their classes; with noise if they are held out of the training data
     classes: int  #: Number of classes
     mean: Tensor  #: Mean of the training images per channel, in units of 255
     std: Tensor  #: Standard deviation likewise
-    #: Crops and flips `[views, 3, samples]` that each image has to choose from, as
-    #: `sample_crop_flip` draws them, where they are not drawn anew in each epoch
+    #: Crops and flips `[views, 3, samples]`, drawn by `sample_crop_flip`, of which each epoch
+    #: takes one per image; None draws new ones in each epoch
     view_pool: Tensor | None = None
     files: ImageFiles | None = None  #: Where the training images come from, if from files
 
@@ -97,40 +97,41 @@ class DataSet:
         if isinstance(images, Tensor):
             yield from (images[index] for index in indices)
             return
-        order = torch.cat(list(indices)).cpu()  # one wait for the device, before it is at work
+        order = torch.cat(list(indices)).cpu()  # one synchronisation, before kernels are queued
         for batch in images.read(order.split([len(index) for index in indices])):
             yield batch.to(self.device, non_blocking=True)
 
 
 def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
-    """The data set of a run, as `read` finds it: chosen, noisy, and on a device."""
+    """The data set of a run on a device: its samples chosen, its labels made noisy."""
     images, labels, eval_images, eval_labels = read(config)
     classes = int(labels.max()) + 1
     if classes < 2:
         raise InputError(f"{config.dataset} has one class ({config.classes}); give two or more")
     chosen = _subset(len(labels), config.train_samples, config.noise_seed)
-    if config.evaluate == "heldout":  # their labels are noisy too: noise is drawn over all
+    if config.evaluate == "heldout":  # held-out labels are noisy too: noise is drawn for all
         every = np.arange(len(labels))
         noisy, flipped = noisy_labels(config, labels, every, classes)
         rest = np.setdiff1d(every, chosen)
         if not len(rest):
             raise InputError("no training image is held out; set train_samples to fewer than all")
-        eval_images, eval_labels = images[rest], noisy[rest]
+        eval_images, eval_labels, eval_flipped = images[rest], noisy[rest], flipped[rest]
         noisy, flipped = noisy[chosen], flipped[chosen]
     else:
         noisy, flipped = noisy_labels(config, labels, chosen, classes)
+        eval_flipped = np.zeros(len(eval_labels), bool)
     eval_chosen = _subset(len(eval_labels), config.eval_samples, config.noise_seed)
     images, eval_images = images[chosen], eval_images[eval_chosen]
-    eval_labels = eval_labels[eval_chosen]
+    eval_labels, eval_flipped = eval_labels[eval_chosen], eval_flipped[eval_chosen]
     use, _, split = config.validation_half.partition(":")
     if split:
         if isinstance(images, ImageFiles) or isinstance(eval_images, ImageFiles):
             raise InputError("validation_half is for images in memory; use a data set of arrays")
         half = halves(len(eval_labels), int(split))[0]
-        old = slice(0 if use == "alone" else None)
-        images = np.concatenate([images[old], eval_images[half]])
-        noisy = np.concatenate([noisy[old], eval_labels[half]])
-        flipped = np.concatenate([flipped[old], np.zeros(len(half), bool)])
+        others = slice(0 if use == "alone" else None)  # none or all training samples
+        images = np.concatenate([images[others], eval_images[half]])
+        noisy = np.concatenate([noisy[others], eval_labels[half]])
+        flipped = np.concatenate([flipped[others], eval_flipped[half]])
     mean, std = _pixel_statistics(images)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -153,9 +154,9 @@ def load(config: RunConfig, device: str | torch.device = "cpu") -> DataSet:
 
 
 def read(config: RunConfig) -> Source:
-    """The whole data set of a run, with the labels that it comes with.
+    """The whole data set of a run, with its original labels.
 
-    An `InputError` if it is unknown or not where it should be.
+    An `InputError` if it is unknown or cannot be found.
     """
     if config.classes != "all":
         return _half(read(dataclasses.replace(config, classes="all")), config.classes)
@@ -197,7 +198,7 @@ def sample_crop_flip(augment: str, side: int, samples: int, generator: torch.Gen
 
 
 def apply_crop_flip(images: Tensor, transforms: Tensor) -> Tensor:
-    """Crop and flip images uint8 `[batch, channels, side, side]`; what a shift moves in is black.
+    """Crop and flip images uint8 `[batch, channels, side, side]`, padded with black pixels.
 
     The transforms `[3, batch]` are as `sample_crop_flip` draws them.
 
@@ -251,7 +252,7 @@ def _digits() -> Source:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))  # the same 1,000 for everybody
+    order = np.random.default_rng(0).permutation(len(labels))  # the same split in every run
     images = np.round(images[order] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = labels[order].astype(np.int64)
     return images[:1000], labels[:1000], images[1000:], labels[1000:]

@@ -1,16 +1,16 @@
-"""What a run's past knows that its end does not, and what to do, from the validation half alone.
+"""Diagnose a run from its validation half: what it forgot, whether it overfits, what to do.
 
-Networks churn: any two epochs are right about different samples, also where nothing is lost. The
-verdict therefore compares mixtures of equally many networks: late ones, those around an earlier
-epoch, and half of each. It asks what the past knows that the late networks *together* do
-not, and how much of that their accuracies show; where every epoch is as good as any other,
-neither difference has a sign.
+Predictions churn: any two epochs are right about different samples, even if nothing is lost. The
+verdict therefore compares mixtures of equally many networks: late ones, ones around an earlier
+epoch, and half of each. It measures what the earlier networks know that the late ones *together*
+do not, and how much of that their accuracies show; if all epochs are equally good, both
+differences are zero on average.
 
-Whatever is chosen (that epoch, the checkpoint to stop at, the fusion) is chosen on four fifths of
-the half and scored on the rest, in turn: cross-fitting. What the folds choose varies with the
-samples too, which about doubles the variance of a count; intervals are wider by the square root
-of 2 for that, by more with few groups. Where the record has groups, whose samples depend on each
-other, folds and intervals are of groups. The test half is left for the report on what is done.
+All choices (that epoch, the checkpoint to stop at, the fusion) are cross-fitted: made on four
+fifths of the half and scored on the other fifth, in turn. The choices vary with the samples too,
+which about doubles the variance of a count; intervals are wider by the square root of 2 for that,
+by more with few groups. If the record has groups of dependent samples, folds and intervals are
+formed over groups. The test half is not used: it is for the final report.
 """
 
 import dataclasses
@@ -30,24 +30,24 @@ from fmnlib.record import Columns, RunRecord, folds, refuse_test
 from fmnlib.stats import MARGIN, Gain, Interval, Mask, mean_gain, paired_gain, proportion
 
 FOLDS = 5
-LEVEL = 0.05
+ALPHA = 0.05  # error probability of an interval
 _KF = "Knowledge Fusion"
-_LATE = 4  # networks of half a mixture, at most
+_LATE = 4  # most networks in one half of a mixture
 _BLOCK = 2**22  # probabilities that are held in memory at a time
 
 Verdict = Literal["none", "local", "classic"]
 Masks = Bool[np.ndarray, "candidates samples"]
-Spans = tuple[tuple[int, int], ...]  # from one epoch to before another, of those that are mixed
+Spans = tuple[tuple[int, int], ...]  # half-open ranges of rows, whose networks are mixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
     """Something to do in place of the final network."""
 
-    name: str  #: What it is, with the epoch where it is one
-    networks: int  #: Networks that one prediction takes
-    gain: Gain  #: Over the final network
-    behind: Gain  #: How much the best of the options gains over this one
+    name: str  #: Short description, such as early stopping
+    networks: int  #: Networks evaluated for one prediction
+    gain: Gain  #: Gain over the final network
+    behind: Gain  #: Gain of the best option over this one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,22 +58,21 @@ class Diagnosis:
     epochs: int  #: Epochs of the run
     epoch: int  #: The epoch of the largest forget fraction
     forget: Interval  #: The largest forget fraction, cross-fitted
-    #: The epoch by which half of what `epoch` knew and the end does not was lost
+    #: The epoch by which half of the samples right after `epoch` and wrong at the end were lost
     lost_by: int | None
-    networks: int  #: Networks of each mixture that the verdict compares
-    around: int  #: The earlier epoch around which the run knew what it lost
-    #: How much the accuracy of a network fell, from those around an earlier epoch to the last ones
+    networks: int  #: Number of networks in each mixture that the verdict compares
+    around: int  #: Epoch in the middle of the best mixture of earlier networks
+    #: Fall in the mean accuracy of single networks, from those around an earlier epoch to the last
     fell: Gain
-    #: Knowledge that the late ones, together, do not have: what a mixture of the networks around
-    #: an earlier epoch, or of half of them and half of the last ones, gains over a mixture of late
-    #: ones
+    #: Knowledge that the late networks together lack: the gain, over a mixture of late networks,
+    #: of a mixture of networks around an earlier epoch, or of half of these and half of the last
     lost: Gain
-    unseen: Gain  #: `lost` less `fell`: what the accuracy does not show
-    #: A row a class, by name where the record knows names: samples, the share that is forgotten,
-    #: and `lost` within the class with the ends of an interval; intervals hold for all classes
-    #: together (Bonferroni)
+    unseen: Gain  #: `lost` minus `fell`: the lost knowledge that accuracy does not show
+    #: One row per class, by name if the record has names: samples, the share forgotten, and `lost`
+    #: within the class with the ends of its interval; the intervals hold for all classes together
+    #: (Bonferroni)
     classes: pd.DataFrame
-    early_epoch: int  #: Where early stopping stops
+    early_epoch: int  #: The epoch that early stopping chooses
     options: tuple[Option, ...]  #: What can be done, the cheapest first
     #: Gain of Knowledge Fusion over the best option that needs no search; None without
     #: probabilities
@@ -83,9 +82,8 @@ class Diagnosis:
     def verdict(self) -> Verdict:
         """Nothing beyond churn ("none"), local or classic overfitting.
 
-        classic: accuracy fell. local: accuracy held, and knowledge was lost all the same. What
-        fell or was lost is certain, its interval above 0, and at least `fmnlib.stats.MARGIN`
-        points.
+        classic: accuracy fell. local: accuracy held, but knowledge was lost. The fall or the loss
+        must be certain (its interval lies above 0) and at least `fmnlib.stats.MARGIN` points.
         """
         if _certain(self.fell):
             return "classic"
@@ -98,7 +96,7 @@ class Diagnosis:
 
     @property
     def worst_classes(self) -> list[int | str]:
-        """The classes that certainly lost, the most first."""
+        """The classes whose loss is certain, the largest loss first."""
         lost = self.classes[self.classes["low"] > 0]
         return lost.sort_values("lost", ascending=False, kind="stable").index.tolist()
 
@@ -109,7 +107,8 @@ class Diagnosis:
         An option counts where its gain over the final network is certain, its interval above 0.
         """
         gaining = [option for option in self.options if option.gain.low > 0]
-        return next((option for option in gaining if option.behind.low <= 0), None)
+        enough = [option for option in gaining if option.behind.low <= 0]
+        return min(enough, key=lambda option: option.networks, default=None)
 
     @property
     def advice(self) -> str:
@@ -199,7 +198,7 @@ def _certain(gain: Gain) -> bool:
 
 
 def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
-    """Say whether a run overfits, locally or classically, where, and what is worth doing.
+    """Diagnose whether a run overfits, locally or classically, in which classes, and what to do.
 
     Args:
         record: A run, or its validation half.
@@ -237,7 +236,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
     options, over_free = _options(val, fold_of)
-    level, groups = _widened_level(LEVEL), val.groups
+    level, groups = _widened_level(ALPHA), val.groups
     return Diagnosis(
         samples=len(val.labels),
         epochs=val.epochs,
@@ -257,16 +256,16 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
 
 
 def _epochs_of(val: RunRecord) -> np.ndarray:
-    """The epochs that mixtures are made of: those with probabilities; all where they are few."""
-    whole = val.probs is not None and len(val.kept) >= min(4, val.epochs)
-    return val.kept if whole else np.arange(val.epochs)
+    """The epochs to mix: those with probabilities, or all epochs if fewer than four have them."""
+    enough = val.probs is not None and len(val.kept) >= min(4, val.epochs)
+    return val.kept if enough else np.arange(val.epochs)
 
 
 def _mixtures(rows: int) -> tuple[list[Spans], list[Spans]]:
-    """Mixtures of equally many networks: those that hold earlier ones, and late ones alone.
+    """Candidate mixtures of equally many networks: with earlier networks, and of late ones alone.
 
-    Both kinds are chosen among several, and may be of two parts of the run: where the noise of an
-    epoch lasts into the next ones, parts that lie apart gain from that alone.
+    Both kinds have several candidates, some of two separate parts of the run: if the noise of
+    neighbouring epochs is correlated, mixing separate parts gains from that alone.
 
     >>> _mixtures(9)[1]
     [((6, 7), (8, 9)), ((7, 8), (8, 9))]
@@ -284,11 +283,10 @@ def _mixtures(rows: int) -> tuple[list[Spans], list[Spans]]:
 
 
 def _right_mixtures(val: RunRecord, mixtures: list[Spans]) -> Masks:
-    """Which samples mixtures get right.
+    """Which samples each mixture classifies correctly.
 
-    Probabilities are summed, or votes where there are none (of equally many, those of later
-    epochs decide). The sums are exact, so that their order does not matter: float16 has steps of
-    2^-24.
+    Probabilities are summed, or votes if there are none (later epochs decide ties). The sums are
+    exact, so that their order does not matter: float16 numbers are multiples of 2^-24.
     """
     epochs = _epochs_of(val)
     rows, right = len(epochs), np.zeros((len(mixtures), len(val.labels)), bool)
@@ -308,12 +306,12 @@ def _right_mixtures(val: RunRecord, mixtures: list[Spans]) -> Masks:
 
 
 def _cross_fit(candidates: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
-    """Of each fold, what the candidate gets right that is best on the other folds."""
-    right = np.zeros_like(candidates[0])
+    """For the samples of each fold, the values of the candidate that is best on other folds."""
+    values = np.zeros_like(candidates[0])
     for fold in range(FOLDS):
-        here = fold_of == fold
-        right[here] = candidates[candidates[:, ~here].sum(axis=1).argmax(), here]
-    return right
+        inside = fold_of == fold
+        values[inside] = candidates[candidates[:, ~inside].sum(axis=1).argmax(), inside]
+    return values
 
 
 def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], Gain | None]:
@@ -326,11 +324,11 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
     chosen = _choose(val)
     right = {name: np.zeros(len(val.labels), bool) for name in chosen}
     for fold in range(FOLDS):
-        here = np.flatnonzero(fold_of == fold)
-        rest = val.take(here, "val")
+        inside = np.flatnonzero(fold_of == fold)
+        held_out = val.take(inside, "val")
         for name, mixture in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
-            right[name][here] = _right(rest, mixture)
-    final, level = val.correct[-1], _widened_level(LEVEL)
+            right[name][inside] = _right(held_out, mixture)
+    final, level = val.correct[-1], _widened_level(ALPHA)
     best = max(right.values(), key=np.sum)
     options = tuple(
         Option(
@@ -348,14 +346,14 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
 
 
 def _choose(val: RunRecord) -> dict[str, Fusion]:
-    """What each option is, by name, the cheapest first; of a light record, early stopping."""
+    """The fusion of each option, by name; for a light record early stopping alone."""
     stopped = {"early stopping": fusion.early_stopping(val)}
     if val.probs is None:
         return stopped
-    few, fused = min(fusion.BEST, len(val.kept)), fusion.knowledge_fusion(val, start="best")
+    count, fused = min(fusion.BEST, len(val.kept)), fusion.knowledge_fusion(val, start="best")
     return stopped | {
-        f"the last {few} epochs": fusion.horizontal(val, few),
-        f"the {few} best epochs": fusion.best_epochs(val, few),
+        f"the last {count} epochs": fusion.horizontal(val, count),
+        f"the {count} best epochs": fusion.best_epochs(val, count),
         "the window of early stopping": fusion.early_stopping_window(val, fused.networks),
         _KF: fused,
     }
@@ -373,12 +371,12 @@ def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.Da
     for label in present:
         inside = val.labels == label
         groups = None if val.groups is None else val.groups[inside]
-        fell = paired_gain(known[inside], late[inside], 1 - LEVEL / len(present), groups)
+        lost = paired_gain(known[inside], late[inside], 1 - ALPHA / len(present), groups)
         row = {"samples": int(inside.sum()), "forgotten": float(forgotten[inside].mean())}
-        rows[names[label]] = row | {"lost": fell.value, "low": fell.low, "high": fell.high}
+        rows[names[label]] = row | {"lost": lost.value, "low": lost.low, "high": lost.high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
 def _widened_level(error: float) -> float:
-    """The level at which an interval for counts covers 1 - error at twice their variance."""
+    """Confidence level whose interval for counts covers 1 - error if their variance is doubled."""
     return float(1 - 2 * norm.sf(norm.isf(error / 2) * 2**0.5))

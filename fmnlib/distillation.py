@@ -53,13 +53,13 @@ def members_of(config: RunConfig, folder: Path, fusion: Fusion) -> list[Member]:
 def student_config(
     config: RunConfig, name: str, members: Sequence[Member], **student: Any
 ) -> RunConfig:
-    """The config of a student: the run's own recipe, and the name and digest of its teacher.
+    """The config of a student: the settings of a run, with the name and digest of a teacher.
 
-    Of a student only the final network is kept, and its loss is `soft_target_loss`.
+    Only the final network of a student is kept; its loss is `soft_target_loss`.
 
     Args:
-        config: The run whose recipe and network the student takes.
-        name: The teacher in a word, such as kf.
+        config: The run whose settings, network included, the student takes.
+        name: Short name of the teacher, such as kf.
         members: The teacher's networks.
         student: Other fields of `StudentConfig`.
     """
@@ -95,7 +95,7 @@ def distill(
         members: The teacher's networks; their weights sum to 1.
         folder: The student's own folder.
         device: As in `train`.
-        progress: Show a bar.
+        progress: Show a progress bar.
         deadline: As in `train`.
 
     Raises:
@@ -130,14 +130,14 @@ def soft_target_loss(
     With soft share a and temperature T,
     a T^2 CE(teacher^(1/T), softmax(z / T)) + (1 - a) CE(label, softmax(z)).
 
-    Of a student with refined labels the label is the teacher's class, which the noise of the
-    given ones does not reach.
+    With refined labels, the label is the class that the teacher predicts, so that noise in the
+    given labels does not enter.
 
     Args:
-        logits: Of the student, z, `[batch, classes]`.
-        teacher_probs: Of the same images, `[batch, classes]`.
-        labels: `[batch]`.
-        student: Gives T, a and whose labels count.
+        logits: The student's logits z, `[batch, classes]`.
+        teacher_probs: The teacher's probabilities for the same images, `[batch, classes]`.
+        labels: The given labels, `[batch]`.
+        student: Gives T, a and which labels are used.
 
     >>> student = StudentConfig(temperature=1.0, soft_share=0.5)
     >>> logits, probs = torch.zeros(1, 2), torch.tensor([[0.25, 0.75]])
@@ -153,7 +153,7 @@ def soft_target_loss(
 
 
 def teacher_criterion(config: RunConfig, data: DataSet, teacher: Teacher) -> Criterion:
-    """The loss of a student; where views recur, the teacher predicts them in advance."""
+    """The loss of a student; if views repeat, the teacher's predictions are precomputed."""
     student = config.student or StudentConfig()
     in_advance = config.augment == "none" or data.view_pool is not None
     table = predict_views(config, data, teacher) if in_advance else None
@@ -200,16 +200,16 @@ def train_corrected(
     """Train with `fmnlib.losses.forward_corrected` and return the record, of all epochs.
 
     With a matrix from `fmnlib.noise.estimated_matrix` this is the gold loss correction of
-    Hendrycks et al. (2018), whose trusted samples choose here and are not trained on.
+    Hendrycks et al. (2018), except that the trusted samples are not trained on.
 
-    The matrix T `[classes, classes]` says which given labels the samples of each class have, the
-    config is that of `corrected_config` for it, members are none; the rest is as in `train`.
+    Row i of the matrix T `[classes, classes]` has the shares of the given labels in true class i.
+    The config is from `corrected_config`; `members` is unused; the rest is as in `train`.
 
     Raises:
-        InputError: If rows are not probabilities, or it does not fit the config or the data.
+        InputError: If rows are not probabilities, or the matrix does not fit config or data.
     """
-    if (fitting := corrected_config(config, matrix)) != config:
-        problem = f"the noise matrix is {fitting.teacher} and the run {config.teacher or 'plain'}"
+    if (expected := corrected_config(config, matrix)) != config:
+        problem = f"the noise matrix is {expected.teacher} and the run {config.teacher or 'plain'}"
         raise InputError(f"{problem}; make the config with corrected_config")
     data = load(config, join(pick_device(device))[1])
     if matrix.shape != (data.classes, data.classes):
@@ -238,7 +238,7 @@ def average(
         states = ((load_network(m, data).state_dict(), m.weight) for m in members)
         order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
         batches = data.batches(order.to(data.device).split(500), "none", 0)
-        images = (batch.images for batch in batches)  # folders lie in order of class
+        images = (batch.images for batch in batches)  # shuffled: folders are sorted by class
         model = load_average(build_model(config, data), states, images)
         save_tensors(checkpoint_path(folder, 0), model.state_dict())
         logits = predict(model, data, data.eval_images, config.precision)

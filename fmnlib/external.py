@@ -56,50 +56,50 @@ def fuse_files(
 ) -> dict[str, Any]:
     """Run checkpoints on data, fuse them, write one network, and report what that gains.
 
-    The checkpoints and predictions may be those of a `Tracker`'s folder. The search is given the
-    validation half, that the split draws. The report has test accuracies, gains with intervals,
-    picks and files written, by name. An `InputError` if a file or folder is missing, does not fit,
-    or would be overwritten.
+    If `tracked` is given, checkpoints and predictions are those of this `Tracker`'s folder. The
+    search chooses on the validation half of the split. The report holds, by name, test accuracies,
+    gains with intervals, picks and the files written. An `InputError` if a file or folder is
+    missing, does not fit, or would be overwritten.
     """
     mixture_file = _check_outputs(files)
-    at = _open(files, search, split, tracked)
-    data, train, make, device = at.data, at.train, at.make, at.device
-    normalized = has_batchnorm(at.network)
+    opened = _open(files, search, split, tracked)
+    data, train, make, device = opened.data, opened.train, opened.make, opened.device
+    normalized = has_batchnorm(opened.network)
     if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
-    where: Any = {"device": device, "kind": files.weights}
+    common: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
-        record = at.record or _record(at, files, Path(folder))
+        record = opened.record or _record(opened, files, Path(folder))
         if files.save_record is not None:
             record.save(files.save_record)
         val, test = record.split(split)
         assert val.index is not None
-        fusion, seen = search(val), data and _take(data, val.index)
-        members = _members(at.paths, fusion)
+        fusion, val_data = search(val), data and _take(data, val.index)
+        members = _members(opened.paths, fusion)
 
         def averaged(members: Members) -> nn.Module:
-            batches = _inputs(train or seen, device) if normalized else ()
-            return average_checkpoints(make, members, batches, **where)
+            batches = _inputs(train or val_data, device) if normalized else ()
+            return average_checkpoints(make, members, batches, **common)
 
         if files.network == "averaged":
             written = averaged(members)
         else:
             assert train is not None
-            options: Any = {"epochs": files.epochs, "lr": files.lr, "labels": files.labels} | where
-            written = distill_checkpoints(make, members, train, seen, **options)
+            extra: Any = {"epochs": files.epochs, "lr": files.lr, "labels": files.labels} | common
+            written = distill_checkpoints(make, members, train, val_data, **extra)
         weights.write_state_dict(files.output, written.state_dict())
-        names = weights.checkpoint_names(at.paths)
+        names = weights.checkpoint_names(opened.paths)
         mixture = {"checkpoints": names, "weights": fusion.weights.tolist()}
         report: dict[str, Any] = {"checkpoints": len(names), "first": names[0], "final": names[-1]}
         if data is not None and data.images is not None:
-            mixture |= {"classes": data.classes, "preprocessing": str(at.preprocessing)}
+            mixture |= {"classes": data.classes, "preprocessing": str(opened.preprocessing)}
             samples = f"{len(record.labels)} of {len(data.classes)} classes"
-            report["images"] = f"{samples}; {at.preprocessing}"
+            report["images"] = f"{samples}; {opened.preprocessing}"
         write_whole(mixture_file, json.dumps(mixture, indent=1).encode())
         right: dict[str, np.ndarray] = {}
         if data is not None:
             networks: dict[str, nn.Module] = {files.network: written}
-            best = weighted(at.paths, best_epochs(val))
+            best = weighted(opened.paths, best_epochs(val))
             if all(path.exists() for path, _ in best):
                 networks[f"averaged, {len(best)} best"] = averaged(best)
             for name, network in networks.items():
@@ -118,16 +118,17 @@ def mixture_on_training(
 
     Arguments and errors are as in `fuse_files`.
     """
-    at = _open(files, search, split, tracked)
-    if at.train is None:
+    opened = _open(files, search, split, tracked)
+    if (train := opened.train) is None:
         raise InputError("--train is missing; give the training samples, whose labels are ranked")
     with tempfile.TemporaryDirectory() as folder:
-        record = at.record or _record(at, files, Path(folder))
+        record = opened.record or _record(opened, files, Path(folder))
         fusion = search(record.split(split)[0])
-    networks = ((_loaded(at.make, p, files.weights), w) for p, w in _members(at.paths, fusion))
-    mixed = sum(weight * _predict(network, at.train, at.device) for network, weight in networks)
-    samples = TrainingSamples(probs=np.asarray(mixed), given=at.train.labels)
-    if (images := at.train.images) is not None:
+    members, kind = _members(opened.paths, fusion), files.weights
+    networks = ((_loaded(opened.make, path, kind), weight) for path, weight in members)
+    mixed = sum(weight * _predict(network, train, opened.device) for network, weight in networks)
+    samples = TrainingSamples(probs=np.asarray(mixed), given=train.labels)
+    if (images := train.images) is not None:
         read = functools.partial(some_images, images)
         samples = dataclasses.replace(
             samples, files=images.names, classes=images.classes, images=read
@@ -156,7 +157,7 @@ def open_labelled(source: Path, preprocessing: Preprocessing) -> Labelled:
 
 
 def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
-    """A function that makes the network of a name, with fresh weights.
+    """A function that creates the network called `name`, with newly initialised weights.
 
     The name is torchvision:NAME, timm:NAME, another one of `fmn train --model`, or
     FILE.py:FUNCTION, a function of yours that takes no argument; it is run.
@@ -188,10 +189,10 @@ def record_checkpoints(
     device: torch.device,
     kind: weights.Kind = "model",
 ) -> RunRecord:
-    """The record of checkpoints on labelled data; an "epoch" is a checkpoint.
+    """Run checkpoints on labelled data and record their predictions, one "epoch" per checkpoint.
 
-    The files are in the order of training; the model takes the weights of one after the other.
-    Probabilities are kept in a file in the folder, mapped, and not in memory.
+    The files are in the order of training; their weights are loaded into `model` one by one.
+    Probabilities are memory-mapped from a file in `folder`.
     """
     predicted: list[np.ndarray] = []
     for path in tqdm(paths, "predicting", unit="checkpoint"):
@@ -227,9 +228,9 @@ def average_checkpoints(
     device: torch.device | str = "cpu",
     kind: weights.Kind = "model",
 ) -> nn.Module:
-    """The network of the mean weights of checkpoints ("Averaged KF"), as `weighted` gives them.
+    """The network with the weighted mean of the checkpoints' weights ("Averaged KF").
 
-    BatchNorm's statistics are estimated again on the batches, inputs as the network takes them.
+    Members are as `weighted` returns them; BatchNorm's statistics are re-estimated on the batches.
     """
     states = ((_loaded(make, path, kind).state_dict(), weight) for path, weight in members)
     return models.load_average(make().to(device), states, batches)
@@ -247,11 +248,11 @@ def distill_checkpoints(
     device: torch.device | str = "cpu",
     kind: weights.Kind = "model",
 ) -> nn.Module:
-    """A student that learns from the mixture of checkpoints, as `weighted` gives them.
+    """Train a student on the mixture of `members`, as `weighted` returns them.
 
-    It starts from the heaviest checkpoint and takes the loss of `fmnlib.distillation.distill`
-    with these labels, by SGD with `lr` as the peak rate. Images are not augmented, and the
-    mixture predicts them once; other inputs it predicts in every pass, since they may be shuffled.
+    It starts from the checkpoint with the largest weight and minimises the loss of
+    `fmnlib.distillation.distill` by SGD with the peak rate `lr`. Images are not augmented, and the
+    mixture predicts them once; other inputs may be shuffled and are predicted in every pass.
     """
     teacher = [(_loaded(make, path, kind).to(device), weight) for path, weight in members]
     heaviest = max(members, key=lambda member: member[1])[0]
@@ -261,14 +262,14 @@ def distill_checkpoints(
     config = RunConfig(epochs=epochs, lr=lr, keep_every=epochs, student=settings)
     if train.images is None:
         return _distill_batches(student, teacher, train, config)
-    images, seen = train.images, (val or train).images or train.images
-    targets, seen_targets = (torch.from_numpy(x.labels).to(device) for x in (images, seen))
+    images, eval_images = train.images, (val or train).images or train.images
+    targets, eval_labels = (torch.from_numpy(x.labels).to(device) for x in (images, eval_images))
     data = DataSet(
         images=images.on(device),
         labels=targets,
         flipped=torch.zeros_like(targets, dtype=torch.bool),
-        eval_images=seen.on(device),
-        eval_labels=seen_targets,
+        eval_images=eval_images.on(device),
+        eval_labels=eval_labels,
         classes=len(images.classes),
         mean=torch.tensor(images.preprocessing.mean, device=device),
         std=torch.tensor(images.preprocessing.std, device=device),
@@ -356,16 +357,16 @@ def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | No
     return _Opened(paths, record, data, train, make, make(), preprocessing, device)
 
 
-def _record(at: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
-    """The checkpoints' predictions of the validation samples, held in a folder."""
-    assert at.data is not None
-    where: Any = {"device": at.device, "kind": files.weights}
-    record = record_checkpoints(at.network, at.paths, at.data, folder, **where)
+def _record(opened: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
+    """Record the checkpoints' predictions for the validation samples, stored in a folder."""
+    data, model, device, kind = opened.data, opened.network, opened.device, files.weights
+    assert data is not None
+    record = record_checkpoints(model, opened.paths, data, folder, device=device, kind=kind)
     if at_chance(record.predicted, record.labels):
         problem = f"no checkpoint is better than chance, {record.accuracy.max():.1%} at best"
         raise InputError(f"{problem}; check --size, --mean, --std and the order of class folders")
-    best = weights.read_state_dict(at.paths[int(record.accuracy.argmax())], files.weights)
-    _refuse_foreign_batchnorm(weights.load_weights(at.network, best), at.data, record, at.device)
+    best = weights.read_state_dict(opened.paths[int(record.accuracy.argmax())], kind)
+    _refuse_foreign_batchnorm(weights.load_weights(model, best), data, record, device)
     return record
 
 
@@ -386,7 +387,7 @@ def _of_images(images: ImageFiles) -> Labelled:
 def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
     """Batches that BatchNorm is estimated on."""
     assert source is not None
-    if source.images is not None:  # in order of class, a batch would have the statistics of one
+    if source.images is not None:  # they are sorted by class: shuffle, so that batches mix classes
         order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
         source = _of_images(source.images[order.numpy()])
     for batch in source.read():
@@ -396,7 +397,7 @@ def _inputs(source: Labelled | None, device: torch.device) -> Iterator[Tensor]:
 
 
 def _take(data: Labelled, index: np.ndarray) -> Labelled | None:
-    """Some of the images; None of the batches of a function, which are read whole."""
+    """A subset of the images; None for the batches of a function, which cannot be indexed."""
     return None if data.images is None else _of_images(data.images[index])
 
 
@@ -482,14 +483,15 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
     for name in train.images.names:
         file = train.images.root / name
         sizes.setdefault(file.stat().st_size, []).append(file)
-    few = [data.images.root / name for name in data.images.names[:: 1 + len(data.labels) // 100]]
-    same = [
-        f.name
-        for f in few
-        if any(filecmp.cmp(f, g, False) for g in sizes.get(f.stat().st_size, []))
+    sample = data.images.names[:: 1 + len(data.labels) // 100]
+    shared = [
+        file.name
+        for file in map(data.images.root.joinpath, sample)
+        if any(filecmp.cmp(file, f, False) for f in sizes.get(file.stat().st_size, []))
     ]
-    if len(same) > len(few) // 20:  # a few pictures may be equal by chance
-        problem = f"{len(same)} of {len(few)} images of data, such as {same[0]}, are in train too"
+    if len(shared) > len(sample) // 20:  # a few images may be equal by chance
+        problem = f"{len(shared)} of {len(sample)} images of data, such as {shared[0]}"
+        problem += ", are in train too"
         raise InputError(f"{problem}; a student that is taught on the test half proves nothing")
 
 
@@ -505,28 +507,28 @@ def _members(paths: Sequence[Path], fusion: Fusion) -> Members:
 def _refuse_foreign_batchnorm(
     model: nn.Module, data: Labelled, record: RunRecord, device: torch.device
 ) -> None:
-    """Refuse images on which BatchNorm's statistics are far off: normalised in another way.
+    """Refuse images that do not fit BatchNorm's statistics: another normalisation was used.
 
     `model` has the weights of the best checkpoint, whose statistics are the least likely to lag
-    behind. The rule: estimated anew, on at most a thousand images, they would bring 5 points of
-    accuracy or more for certain.
+    behind. The rule: re-estimating the statistics, on at most a thousand images, raises accuracy
+    by more than 5 points with certainty (lower end of the interval).
     """
-    few = np.sort(np.random.default_rng(0).permutation(len(record.labels))[:1000])
-    some = _take(data, few)
-    if some is None or not has_batchnorm(model):
+    index = np.sort(np.random.default_rng(0).permutation(len(record.labels))[:1000])
+    subset = _take(data, index)
+    if subset is None or not has_batchnorm(model):
         return
-    update_bn(_inputs(some, device), model.train())
-    known = _predict(model.eval(), some, device).argmax(1) == some.labels
-    before = record.correct[record.accuracy.argmax()][few]
-    if paired_gain(known, before).low > 0.05:
-        change = f"from {before.mean():.0%} to {known.mean():.0%}"
+    update_bn(_inputs(subset, device), model.train())
+    after = _predict(model.eval(), subset, device).argmax(1) == subset.labels
+    before = record.correct[record.accuracy.argmax()][index]
+    if paired_gain(after, before).low > 0.05:
+        change = f"from {before.mean():.0%} to {after.mean():.0%}"
         problem = f"accuracy rises {change} when BatchNorm is estimated anew on these images"
         remedy = "give --mean, --std and --size of the training"
         raise InputError(f"{problem}; {remedy}, or if they are, --data FILE.py:FUNCTION")
 
 
 def _check_outputs(files: CheckpointFiles) -> Path:
-    """Refuse outputs that cannot be written before the long work; the path of the second one."""
+    """Check that all outputs can be written, before the long work; return the mixture's path."""
     if files.network == "distilled" and files.train is None:
         needed = "--network distilled needs --train"
         raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")

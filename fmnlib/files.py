@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, what is read as a file, and where data sets lie."""
+"""Atomic writes, opening of regular files only, and the folder of data sets."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from fmnlib.config import InputError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: a reader sees the old file or the new one, never half."""
+    """Write a file atomically: a reader sees the old file or the new one, never a part of it."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"{path} is a pipe or a device; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,20 +24,20 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds what was written into a file."""
+    """Flush a file to disk (fsync)."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
 def new_part(path: Path) -> Path:
-    """A new, empty file beside a path, by a name that nobody can have planted a link under."""
+    """Create an empty file beside a path; its random name rules out a planted link."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     part.open("xb").close()
     return part
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a file; an `OSError` for a link, and for what would hang, such as a pipe."""
+    """Open a regular file; an `OSError` for a link, or for a pipe, which would hang."""
     safely = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # not on Windows
     file = open(path, mode, opener=lambda name, flags: os.open(name, flags | safely, 0o666))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -47,13 +47,13 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 def require_file(path: Path) -> None:
-    """An `OSError` for what is not a file: to open a pipe would hang."""
+    """Raise `OSError` for anything but a regular file: opening a pipe would hang."""
     if not path.is_file():
         raise OSError("it is not a file")
 
 
 def refuse_existing(path: Path) -> None:
-    """An `InputError` for a path at which something would be overwritten."""
+    """Raise `InputError` if something at this path would be overwritten."""
     if path.exists():
         raise InputError(f"{path} exists; give another name, or move it away")
 

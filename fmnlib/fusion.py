@@ -1,15 +1,15 @@
-"""Checkpoint ensembles of one run: weights over its epochs, of sum 1, and every search for them.
+"""Checkpoint ensembles of one run: weights over its epochs that sum to 1, and how to find them.
 
 A single network is a one-hot vector, a horizontal ensemble is uniform over the last k, and
 Knowledge Fusion (Algorithm 1 of AAAI 2025) is the vector that its search returns: the mix
 
     prob <- eps_i * mean(prob[A_i - w .. A_i + w]) + (1 - eps_i) * prob,    i = 1, 2, ...
 
-is a nested convex combination, so the final model weighs prod_i (1 - eps_i) and the window of
-pick i weighs eps_i * prod_{j > i} (1 - eps_j). Prediction is a weighted sum, whatever the method.
+is a nested convex combination: the final model has weight prod_i (1 - eps_i), the window of pick i
+eps_i * prod_{j > i} (1 - eps_j). Prediction is a weighted sum, whatever the method.
 
-What selects takes the validation half and refuses the test half. All arithmetic that decides is
-elementwise, so that a search ends with the same bits on every machine.
+Functions that select anything take the validation half and refuse the test half. All arithmetic
+behind a choice is elementwise, so that results are bitwise identical on every machine.
 """
 
 import dataclasses
@@ -26,26 +26,26 @@ from fmnlib.record import Columns, RunRecord, refuse_test
 from fmnlib.scores import forget_fraction
 
 BEST = 5
-"""How many of the best epochs are mixed, where nothing else is said."""
+"""Default number of epochs that `best_epochs` averages."""
 
 Right = Bool[np.ndarray, " samples"]
 Probs = Float64[np.ndarray, "samples classes"]
-_SMALLEST = 1e-12  # what `fmnlib.stats.nll` counts a probability of 0 as
-_NEGLIGIBLE = 1e-4  # a weight below it costs a network and changes nothing
-_TOLERANCE = 1e-3  # how far from its optimum the log-likelihood may stay, in nats a sample
+_MIN_PROB = 1e-12  # smaller probabilities count as this, as in `fmnlib.stats.nll`
+_NEGLIGIBLE = 1e-4  # smaller weights are dropped: they cost a network and change almost nothing
+_TOLERANCE = 1e-3  # largest distance from the optimal log-likelihood, in nats per sample
 _ROUNDING = 1e-12  # an interval of shares as narrow as this counts as empty
-_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)  # every float16
 
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """Weights over the epochs of a run, and how they came about."""
+    """Weights over the epochs of a run, and how they were chosen."""
 
-    weights: Float64[np.ndarray, " epochs"]  #: Of the checkpoints; not negative, of sum 1
+    weights: Float64[np.ndarray, " epochs"]  #: One per epoch; nonnegative, they sum to 1
     #: The chosen (epoch, share) pairs A_i, eps_i in order; empty for fixed ensembles
     picks: tuple[tuple[int, float], ...] = ()
     window: int = 0  #: Epochs averaged on either side of a pick, w
-    split: int | None = None  #: Seed of the halves on one of which it was chosen, if known
+    split: int | None = None  #: Seed of the split on whose validation half it was chosen, if known
 
     @property
     def networks(self) -> int:
@@ -73,7 +73,7 @@ class Fusion:
             raise InputError(f"{path} holds no fusion; write one with `fmn fuse RUN`") from error
 
 
-Search = Callable[[RunRecord], Fusion]  # chooses by a validation half
+Search = Callable[[RunRecord], Fusion]  # finds a fusion on a validation half
 
 
 def fuse(record: RunRecord, fusion: Fusion) -> Probs:
@@ -155,7 +155,7 @@ def early_stopping_window(val: RunRecord, networks: int) -> Fusion:
 def best_epochs(val: RunRecord, networks: int | None = None) -> Fusion:
     """The networks with the best validation accuracy, equally weighted; earlier ones at a tie.
 
-    How many, where not given: `BEST`, or all if fewer are kept.
+    `networks` defaults to `BEST`, or to all kept networks if there are fewer.
 
     >>> probs = np.array([[[0.4, 0.6]], [[0.6, 0.4]], [[0.6, 0.4]]])
     >>> best_epochs(RunRecord.from_arrays(probs, [0]), 2).weights.tolist()
@@ -205,18 +205,18 @@ def knowledge_fusion(
     """
     if grid is not None and not (len(grid) and 0 <= grid.min() <= grid.max() <= 1):
         raise InputError(f"the grid of shares is {grid}; give shares from 0 to 1")
-    probs, wide = _kept_probs(val), _window(val, window)
+    probs, radius = _kept_probs(val), _window(val, window)
     correct = val.correct[val.kept]
 
     def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
         row = int(forget_fraction(correct, right).argmax())
-        candidate = _window_mean(probs, row, wide)
+        candidate = _window_mean(probs, row, radius)
         if grid is not None:
             accuracy = [right_samples(_mix(fused, candidate, s), val.labels).mean() for s in grid]
             return row, float(grid[int(np.argmax(accuracy))]), candidate
         return row, best_share(*share_intervals(fused, candidate, val.labels))[0], candidate
 
-    return _fuse_greedily(val, wide, max_picks, propose, start)
+    return _fuse_greedily(val, radius, max_picks, propose, start)
 
 
 def exhaustive_fusion(
@@ -227,30 +227,30 @@ def exhaustive_fusion(
     It selects among many more candidates on the same samples, so it follows the noise of the
     validation half more closely; compare the two on other samples.
     """
-    probs, wide = _kept_probs(val), _window(val, window)
+    probs, radius = _kept_probs(val), _window(val, window)
     samples, labels = np.arange(len(val.labels))[:, None], val.labels
 
     def propose(fused: Probs, right: Right) -> tuple[int, float, Probs]:
-        # Two rivals of each label, the mix's strongest and the class that the epoch predicts,
-        # bound the epoch's count from above; few epochs then need all classes.
+        # An upper bound on the samples that an epoch can get right needs three classes: the label,
+        # its strongest rival in the mix, the epoch's prediction. It rules out most epochs.
         rivals = fused.copy()
         rivals[samples[:, 0], labels] = -1
         strongest, bounds = rivals.argmax(axis=1), []
         for row, predicted in enumerate(val.predicted[val.kept]):
-            few = samples, np.stack([labels, strongest, predicted], axis=1)
-            candidate = _window_mean(probs, row, wide, few)
-            ends = share_intervals(fused[few], candidate, np.zeros_like(labels))
+            entries = samples, np.stack([labels, strongest, predicted], axis=1)
+            candidate = _window_mean(probs, row, radius, entries)
+            ends = share_intervals(fused[entries], candidate, np.zeros_like(labels))
             bounds.append(best_share(*ends)[1])
         key, best = (-1, 0.0, 0), (0, 0.0, fused)
         for row in np.argsort(bounds)[::-1].tolist():
             if bounds[row] >= key[0]:
-                candidate = _window_mean(probs, row, wide)
+                candidate = _window_mean(probs, row, radius)
                 share, count, width = best_share(*share_intervals(fused, candidate, labels))
                 if (count, width, -row) > key:  # at a tie the widest interval, then the earliest
                     key, best = (count, width, -row), (row, share, candidate)
         return best
 
-    return _fuse_greedily(val, wide, max_picks, propose)
+    return _fuse_greedily(val, radius, max_picks, propose)
 
 
 def greedy_selection(val: RunRecord, size: int) -> Fusion:
@@ -275,24 +275,24 @@ def greedy_selection(val: RunRecord, size: int) -> Fusion:
     probs = _to_float64(np.asarray(_kept_probs(val)))
     total = np.zeros(probs.shape[1:])
     chosen: list[int] = []
-    reached: list[int] = []
+    right_counts: list[int] = []
     while len(chosen) < size:
-        right = [int(((total + p).argmax(axis=1) == val.labels).sum()) for p in probs]
-        best = int(np.argmax(right))
+        counts = [int(((total + p).argmax(axis=1) == val.labels).sum()) for p in probs]
+        best = int(np.argmax(counts))
         chosen.append(best)
-        reached.append(right[best])
+        right_counts.append(counts[best])
         total += probs[best]
-    length = int(np.argmax(reached)) + 1
+    length = int(np.argmax(right_counts)) + 1
     return _over_kept(val, np.bincount(chosen[:length], minlength=len(probs)) / length)
 
 
 def likelihood_weights(val: RunRecord) -> Fusion:
-    """The weights under which the mixture finds the validation labels likeliest, by EM.
+    """The weights that maximise the mixture's likelihood of the validation labels, by EM.
 
     Maximises L(w) = mean_n log sum_e w_e p_e(y_n | x_n), which is concave in w. At any w no
     other weights reach more than L(w) + max_e dL/dw_e - 1 (the tangent lies above L, and is
-    largest at a single epoch): EM stops when that bound promises less than 0.001 nats a
-    sample. Weights below 1e-4 are then dropped.
+    largest at a single epoch): EM stops when at most 0.001 nats per sample are left to gain by
+    this bound. Weights below 1e-4 are then dropped.
 
     >>> probs = np.array([[[0.8, 0.2], [0.8, 0.2]], [[0.2, 0.8], [0.2, 0.8]]])
     >>> likelihood_weights(RunRecord.from_arrays(probs, [0, 1])).weights.tolist()
@@ -300,7 +300,7 @@ def likelihood_weights(val: RunRecord) -> Fusion:
     """
     refuse_test(val)
     probs = _kept_probs(val)
-    likelihood = _to_float64(probs[:, np.arange(len(val.labels)), val.labels]).clip(_SMALLEST)
+    likelihood = _to_float64(probs[:, np.arange(len(val.labels)), val.labels]).clip(_MIN_PROB)
     weights = np.full(len(probs), 1 / len(probs))
     while (step := em_step(weights, likelihood))[1] > _TOLERANCE:
         weights = step[0]
@@ -309,7 +309,7 @@ def likelihood_weights(val: RunRecord) -> Fusion:
 
 
 def right_samples(probs: Probs, labels: Int[np.ndarray, " samples"]) -> Right:
-    """Which samples some predictions get right."""
+    """Mask of the samples that are classified correctly; ties go to the lowest class index."""
     return probs.argmax(axis=1) == labels
 
 
@@ -335,10 +335,10 @@ def share_intervals(
     ahead_before, ahead_after = fused > fused_label, candidate > candidate_label
     never = (fused >= fused_label) & (candidate >= candidate_label)
     never &= ahead_before | ahead_after | (classes < labels[:, None])
-    live = ~never.any(axis=1)
-    lo, hi = np.zeros(len(labels)), live.astype(np.float64)
+    feasible = ~never.any(axis=1)
+    lo, hi = np.zeros(len(labels)), feasible.astype(np.float64)
     for end, ahead, tighten in ((lo, ahead_before, np.maximum), (hi, ahead_after, np.minimum)):
-        sample, rival = np.nonzero(ahead & live[:, None])  # few, and only these need a division
+        sample, rival = np.nonzero(ahead & feasible[:, None])  # only these few need a division
         before = fused_label[sample, 0] - fused[sample, rival]
         after = candidate_label[sample, 0] - candidate[sample, rival]
         tighten.at(end, sample, before / (before - after))
@@ -348,7 +348,7 @@ def share_intervals(
 def best_share(
     lo: Float64[np.ndarray, " samples"], hi: Float64[np.ndarray, " samples"]
 ) -> tuple[float, int, float]:
-    """The middle of the widest interval of shares with the most samples inside their (lo, hi).
+    """The middle of the widest interval of shares that most samples have between their lo and hi.
 
     Accuracy is an exact step function of the share, #{n: lo_n < eps < hi_n}, so that two sorts
     find its maximum. An interval as narrow as the rounding of its ends counts as empty.
@@ -374,17 +374,17 @@ def best_share(
 def em_step(
     weights: Float64[np.ndarray, " kept"], likelihood: Float64[np.ndarray, "kept samples"]
 ) -> tuple[Float64[np.ndarray, " kept"], float]:
-    """One step of EM for the weights of a mixture whose parts are given.
+    """One step of EM for the weights of a mixture whose components are fixed.
 
     w_e <- w_e g_e with g_e = mean_n p_e(n) / sum_k w_k p_k(n), the gradient of the mean
     log-likelihood (Dempster, Laird and Rubin, 1977).
 
     Args:
         weights: Not negative, of sum 1.
-        likelihood: Probability p_e(n) that each part gives to each sample's label.
+        likelihood: Probability p_e(n) that each component gives to each sample's label.
 
     Returns:
-        The new weights, and max_e g_e - 1, the most, in nats a sample, that is left to gain.
+        The new weights, and max_e g_e - 1, a bound on what is left to gain, in nats per sample.
 
     >>> em_step(np.array([0.5, 0.5]), np.array([[0.75], [0.25]]))[0].tolist()
     [0.75, 0.25]
@@ -441,12 +441,12 @@ def _window_mean(
     probs: np.ndarray | Columns,
     row: int,
     window: int,
-    where: slice | tuple[np.ndarray, ...] = slice(None),
+    entries: slice | tuple[np.ndarray, ...] = slice(None),
 ) -> Probs:
     members = probs[_clip_window(row, window)]
-    total = _to_float64(members[0][where])
+    total = _to_float64(members[0][entries])
     for member in members[1:]:
-        total += _to_float64(member[where])
+        total += _to_float64(member[entries])
     total /= len(members)
     return total
 
@@ -483,6 +483,6 @@ def _uniform_over(record: RunRecord, rows: range | list[int]) -> Fusion:
 
 
 def _over_kept(record: RunRecord, weights: Float64[np.ndarray, " kept"]) -> Fusion:
-    every = np.zeros(record.epochs)
-    every[record.kept] = weights
-    return Fusion(every)
+    epoch_weights = np.zeros(record.epochs)
+    epoch_weights[record.kept] = weights
+    return Fusion(epoch_weights)

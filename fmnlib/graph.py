@@ -1,7 +1,7 @@
-"""A function of tensors on a GPU, captured as a CUDA graph, proven and replayed.
+"""A function of GPU tensors, captured as a CUDA graph, checked against a call, and replayed.
 
-At batches of 128 small images a GPU computes a step faster than Python launches it. But a graph
-keeps every address and number of its capture, be it right or wrong: so each is proven.
+With batches of 128 small images a GPU computes a step faster than Python launches its kernels. A
+graph keeps all addresses and Python numbers of its capture, even wrong ones: so each is checked.
 """
 
 import warnings
@@ -11,25 +11,25 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-EAGER_CALLS = 3  # with inputs of a size before its capture: libraries choose their kernels
-TOLERANCE = 0.05  # of a change; sums in any order differ by less, what is wrong by more
+EAGER_CALLS = 3  # calls per input size before its capture, in which libraries choose kernels
+TOLERANCE = 0.05  # relative to the change; rounding errors are smaller, faults larger
 
 
 class Graphs:
     """Calls of a function, replayed as CUDA graphs, one for each length of its first input.
 
-    A graph is captured on zeros and proven at the next call: from the same state a call and a
-    replay have to change each kind of tensor alike, within `TOLERANCE` of the sum of its absolute
-    changes. If capture or proof fail, calls go on without graphs, and one warning says why.
+    A graph is captured on zeros and checked at the next call: from the same state, a call and a
+    replay must change each kind of tensor equally, within `TOLERANCE` of the sum of its absolute
+    changes. If capture or check fail, calls go on without graphs, and one warning says why.
 
     Args:
         call: Takes tensors, returns nothing, and changes the tensors of `state` in place.
-        state: Gives all tensors that a call changes, by name; nothing else outlives a call.
+        state: Returns all tensors that a call changes, by name; a call must change nothing else.
     """
 
     def __init__(self, call: Callable[..., None], state: Callable[[], dict[str, Tensor]]) -> None:
         self._call, self._state, self._device = call, state, next(iter(state().values())).device
-        # One of each: streams are few, and graphs that never run side by side share memory.
+        # One of each for all graphs: streams are few, and graphs that do not overlap share memory.
         self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
         self._calls: Counter[int] = Counter()
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
@@ -46,39 +46,39 @@ class Graphs:
             if self._calls[size] == EAGER_CALLS:
                 self._capture(inputs)
         else:
-            graph, held = self._captured[size]
-            torch._foreach_copy_(held, inputs)
+            graph, static = self._captured[size]
+            torch._foreach_copy_(static, inputs)
             if self._calls[size] == EAGER_CALLS + 1:
-                self._prove(graph, inputs)
+                self._verify(graph, inputs)
             else:
                 graph.replay()
 
     def _call_aside(self, inputs: Sequence[Tensor]) -> None:
-        """Call on the stream of captures, as before a capture one has to."""
-        usual = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(usual)
+        """Call the function on the capture stream, as PyTorch requires before a capture."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             self._call(*inputs)
-        usual.wait_stream(self._stream)
+        current.wait_stream(self._stream)
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
-        held, graph = [torch.zeros_like(tensor) for tensor in inputs], torch.cuda.CUDAGraph()
-        usual, reason = torch.cuda.current_stream(self._device), ""
-        self._captured[len(inputs[0])] = graph, held
+        static, graph = [torch.zeros_like(tensor) for tensor in inputs], torch.cuda.CUDAGraph()
+        current, reason = torch.cuda.current_stream(self._device), ""
+        self._captured[len(inputs[0])] = graph, static
         before = {name: tensor.clone() for name, tensor in self._state().items()}
         try:
-            # Other threads may use the GPU: the last epoch is on its way to the disk.
+            # Another thread, which writes the last epoch to disk, may use the GPU meanwhile.
             with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
-                self._call(*held)
-        except RuntimeError as error:  # the end of a capture that failed fails, too
+                self._call(*static)
+        except RuntimeError as error:  # ending a failed capture raises as well
             reason = str(error.__context__ or error).partition("\n")[0] or "unknown"
-        torch.cuda.set_stream(usual)  # a capture that failed leaves its own
-        torch._foreach_copy_([*self._state().values()], [*before.values()])  # nothing ran
+        torch.cuda.set_stream(current)  # a failed capture leaves its own stream set
+        torch._foreach_copy_([*self._state().values()], [*before.values()])  # as if nothing ran
         if reason:  # by now the error is freed, and with it what the call allocated
             self._give_up(reason)
 
-    def _prove(self, graph: torch.cuda.CUDAGraph, inputs: Sequence[Tensor]) -> None:
-        """Call and replay, from the same state; where they differ, what the call did stays."""
+    def _verify(self, graph: torch.cuda.CUDAGraph, inputs: Sequence[Tensor]) -> None:
+        """Compare a call and a replay from one state; if they differ, keep the call's result."""
         random = torch.cuda.get_rng_state(self._device)
         before = {name: tensor.clone() for name, tensor in self._state().items()}
         self._call_aside(inputs)
@@ -97,7 +97,7 @@ class Graphs:
 
 
 def _difference(before: Mapping[str, Tensor], *after: Mapping[str, Tensor]) -> str:
-    """Which kind of tensor, such as all weights, a replay changes otherwise than a call; or ""."""
+    """Describe the first kind of tensor that a replay changes unlike a call; "" if none."""
     sums: dict[str, Tensor] = {}
     for name, tensor in before.items():
         start, called, replayed = (x.double() for x in (tensor, *(of[name] for of in after)))

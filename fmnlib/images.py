@@ -1,7 +1,7 @@
 """A folder of images, as a network sees it: one reader, one rule of resizing and cropping.
 
-Decoding, resizing and cropping have nothing random in them; what is (crops, flips) is applied
-afterwards, to batches of bytes. Worker processes decode while the network computes.
+Decoding, resizing and centre cropping are deterministic; random crops and flips are applied
+afterwards, to batches of uint8 images. Worker processes decode while the network computes.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ from fmnlib.files import require_file
 IN_MEMORY = 2**30
 """Most bytes of images that are held in memory; more are read from their files in each pass."""
 
-FEW = 500  # images are loaded without worker processes
+MAX_SERIAL = 500  # up to this many images are loaded without worker processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From an image file to a network's input; the defaults are those of ImageNet."""
+    """How an image file becomes a network's input; the defaults are those of ImageNet."""
 
-    size: int = 224  #: Side of the centred square that the network sees, in pixels
-    #: Shorter side before the square is cut out, in pixels; 0 takes 256/224 of `size`
+    size: int = 224  #: Side of the centre crop that the network sees, in pixels
+    #: Shorter side before the centre crop, in pixels; 0 takes 256/224 of `size`
     resize: int = 0
-    #: Mean a channel, of pixels from 0 to 1; one number makes the images grey
+    #: Mean per channel, of pixels from 0 to 1; one number converts the images to grey
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)  #: Standard deviation a channel
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  #: Standard deviation per channel
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(value, int | float) for value in (*self.mean, *self.std))
         lengths = len(self.mean) in (1, 3) and len(self.std) == len(self.mean)
-        if not numbers or not lengths or min(self.std) <= 0:
+        if not numbers or not lengths or not all(v > 0 for v in self.std):
             given = f"mean is {self.mean} and std is {self.std}"
             raise InputError(f"{given}; give one or three numbers each, std above 0")
         if not all(0 <= m <= 1 for m in self.mean):
@@ -69,7 +69,7 @@ class Preprocessing:
     def normalize(
         self, images: UInt8[Tensor, "n channels side side"]
     ) -> Float[Tensor, "n channels side side"]:
-        """What the network is given: float images of about mean 0 and deviation 1."""
+        """Normalise images for the network: floats of about mean 0, standard deviation 1."""
         mean, std = (torch.tensor(v, device=images.device) for v in (self.mean, self.std))
         return (images / 255 - mean[:, None, None]) / std[:, None, None]
 
@@ -85,11 +85,11 @@ class ImageFiles:
     """Labelled images in files, decoded when they are needed."""
 
     root: Path  #: A folder
-    files: np.ndarray  #: Images below it, `[samples]`; bytes, so that a million names stay small
+    files: np.ndarray  #: Their paths below it, `[samples]`; as bytes, which take little memory
     labels: Int[np.ndarray, " samples"]  #: The class of each one
     classes: list[str]  #: Names of the classes
     preprocessing: Preprocessing  #: How a network sees them
-    #: Processes that decode; 0 decodes in this one. Where not given the environment variable
+    #: Number of worker processes; 0 decodes in this one. By default the environment variable
     #: FMN_WORKERS, or this process's share of the cores.
     workers: int | None = None
 
@@ -98,7 +98,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As of a tensor of all images: samples, channels, height and width."""
+        """Shape of a tensor of all images: samples, channels, height and width."""
         size = self.preprocessing.size
         return len(self.files), len(self.preprocessing.mean), size, size
 
@@ -121,7 +121,7 @@ class ImageFiles:
 
     def load(self) -> Tensor:
         """All images, uint8 `[samples, channels, size, size]`."""
-        if len(self) <= FEW and self.workers is None:  # processes take longer to start
+        if len(self) <= MAX_SERIAL and self.workers is None:  # starting processes takes longer
             return dataclasses.replace(self, workers=0).load()
         images = torch.empty(self.shape, dtype=torch.uint8)
         batches = torch.arange(len(self)).split(64)
@@ -153,7 +153,7 @@ class ImageFiles:
                 raise
             hint = "have scripts call from under `if __name__ == '__main__':`, free memory, or"
             problem = f"reading images ended: {reason}; {hint} set FMN_WORKERS=0"
-        if problem:  # here no traceback holds the loader, whose processes then end at once
+        if problem:  # outside `except`, no traceback refers to the loader: its processes end now
             del loader, _LOADERS[self]
             raise InputError(problem)
 
@@ -201,16 +201,16 @@ def open_folder(folder: Path, preprocessing: Preprocessing) -> ImageFiles:
 def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, ImageFiles]:
     """The images of `train/CLASS/*`, and of `test/CLASS/*` or `val/CLASS/*`.
 
-    The test folder is taken if it has the classes of the training folder: ImageNet's has not. An
-    `InputError` if neither has.
+    The test folder is taken if it has the classes of the training folder (ImageNet's does not),
+    else the val folder. An `InputError` if neither has them.
     """
-    train, *others = (
-        sorted(p.name for p in root.glob(f"{p}/*/")) for p in ("train", "test", "val")
+    classes, *others = (
+        sorted(path.name for path in root.glob(f"{part}/*/")) for part in ("train", "test", "val")
     )
-    if not train or train not in others:
+    if not classes or classes not in others:
         wanted = "train/CLASS/ and test/CLASS/ (or val/) of the same classes"
         raise InputError(f"{root} must hold {wanted}")
-    held_out = ("test", "val")[others.index(train)]
+    held_out = ("test", "val")[others.index(classes)]
     return open_folder(root / "train", preprocessing), open_folder(root / held_out, preprocessing)
 
 
@@ -223,20 +223,20 @@ def _usual_workers() -> int:
     return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-# Not attributes of their images: with these in a reference cycle, each process ends after 5 s.
+# Not an attribute of `ImageFiles`: in such a reference cycle each process takes 5 s to end.
 _LOADERS: weakref.WeakKeyDictionary[ImageFiles, Any] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass
 class _Decoder(Dataset[Any]):
-    """What runs in the worker processes."""
+    """The data set that worker processes decode batches from."""
 
     root: Path
     files: np.ndarray
     transform: Any
 
     def __getitem__(self, index: np.ndarray) -> Tensor | str:
-        """The batch; or, as an error that a process raises has many lines, what is wrong."""
+        """The batch, or a message in one line, as an error raised in a worker has many lines."""
         from PIL import Image
 
         bombs = Image.DecompressionBombWarning, Image.DecompressionBombError
@@ -256,7 +256,7 @@ class _Decoder(Dataset[Any]):
 
 
 def _context() -> Any:
-    """Processes start from one that has a single thread: a fork of this one copies held locks."""
+    """How workers start: not by a fork of this process, as its threads may hold locks."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -1,7 +1,7 @@
-"""Which training labels are wrong: those that the mixture of a run's checkpoints does not believe.
+"""Find wrong training labels: those that a mixture of the run's checkpoints contradicts.
 
-A network learns most right labels before it memorises the wrong ones, and forgets what it knew of
-their images. The mixture of the epochs that remember, run once over the unaugmented training
+A network learns most right labels before it memorises the wrong ones; then it forgets its correct
+predictions for their images. A mixture with earlier epochs, run once over the unaugmented training
 images, therefore contradicts wrong labels, though all of its networks were trained on them.
 """
 
@@ -31,32 +31,32 @@ _SIDE = 224  # pixels of the larger ones
 class TrainingSamples:
     """What a mixture predicts for the samples that its networks were trained on."""
 
-    probs: Float[np.ndarray, "samples classes"]  #: Of the mixture, without augmentation
+    probs: Float[np.ndarray, "samples classes"]  #: Predicted by the mixture, unaugmented images
     given: Int[np.ndarray, " samples"]  #: The labels that were trained on
     files: Sequence[str] | None = None  #: Names of the samples; none where they are no files
     classes: Sequence[str] = ()  #: Names of the classes; empty where nothing gives them
     wrong: Bool[np.ndarray, " samples"] | None = None  #: Which labels are wrong, if known
-    #: Reads the images of some samples, uint8 `[some, channels, height, width]`
+    #: Function from indices of samples to their images, uint8 `[chosen, channels, height, width]`
     images: Any = None
 
 
 def suspects(
     probs: Any, labels: Any, *, files: Sequence[str] | None = None, classes: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Rank training labels, the least believable first.
+    """Rank training labels, the most suspicious first.
 
     The score is the margin by which the strongest other class is ahead of the given one,
     max_{c != y} p_c - p_y (cleanlab's normalized margin is an affine function of it): above 0 the
     mixture predicts another class. The share of such labels estimates the noise rate.
 
     Args:
-        probs: Of a mixture on the training samples, `[samples, classes]`.
-        labels: The classes that are given, integers `[samples]`.
+        probs: Probabilities of a mixture for the training samples, `[samples, classes]`.
+        labels: The given labels, integers `[samples]`.
         files: Names of the samples, such as their paths.
-        classes: Names of the classes, in order; numbers where not given.
+        classes: Names of the classes, in order; by default their numbers.
 
     Returns:
-        A row a sample: index, file (where given), given, suggested, score.
+        One row per sample: index, file (if given), given, suggested, score.
 
     Raises:
         InputError: If shapes or names do not fit.
@@ -92,8 +92,8 @@ def detection(table: pd.DataFrame, wrong: Bool[np.ndarray, " samples"]) -> dict[
     """How well a ranking finds the labels that are known to be wrong.
 
     Returns:
-        The area under the ROC curve, and the precision among as many as are estimated to be
-        wrong; nothing where all labels are right, or all are wrong.
+        The area under the ROC curve, and the precision among the labels of score above 0; empty
+        if all labels are right, all are wrong, or no score is above 0.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -167,7 +167,7 @@ def _card(row: Mapping[Hashable, Any], image: np.ndarray) -> str:
 
 
 def some_images(images: Any, index: np.ndarray) -> np.ndarray:
-    """A few images, uint8, of those in memory or of files."""
+    """The images at the given indices, uint8, from a tensor or from files."""
     import torch
 
     if isinstance(images, torch.Tensor):

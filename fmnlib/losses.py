@@ -1,9 +1,9 @@
-"""Losses made for label noise, as functions of one batch, and what some of them remember.
+"""Losses for training with label noise, as functions of one batch, and the memory of some.
 
-Each gives a loss per sample, `[batch]`, of logits with p = softmax(logits) and given labels y.
-Three have a memory: a row of probabilities for each training sample, which they return anew and
-`sample_losses` writes back. What changes from epoch to epoch is a number on the device, for a
-CUDA graph replays a step with the numbers of Python that it was captured with.
+Each returns a loss per sample, `[batch]`, from logits with p = softmax(logits) and given labels y.
+Three have a memory, a row of probabilities for each training sample: they return the updated rows,
+and `sample_losses` stores them. A number that changes between epochs is a tensor on the device,
+because a CUDA graph replays a step with the Python numbers of its capture.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from fmnlib.config import LOSSES, RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a loss remembers of the training samples; both change in place."""
+    """What a loss remembers of the training samples; both tensors are updated in place."""
 
     #: Probabilities `[samples, classes]`, at first 0 (elr) or the labels (sat, ps_kd)
     targets: Tensor
@@ -36,10 +36,10 @@ def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tenso
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor, a: float, b: float) -> Tensor:
-    """Cross-entropy both ways: a CE(y, p) + b CE(p, y), the second with log 0 = -4: 4 (1 - p_y).
+    """Cross-entropy in both directions: a CE(y, p) + b CE(p, y), where log 0 counts as -4.
 
-    Wang et al. (2019). Public code clamps the labels at 1e-4 instead, so that log 0 is -9.21 there
-    and their b counts 2.3 times.
+    So CE(p, y) is 4 (1 - p_y). Wang et al. (2019). Public code clamps the labels at 1e-4 instead:
+    log 0 is -9.21 there, and the same b has 2.3 times the effect.
 
     >>> symmetric_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), a=0.0, b=1.0)
     tensor([2.])
@@ -71,7 +71,7 @@ def self_adaptive(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tenso
     """Self-adaptive training: w CE(t, p), and the new targets t.
 
     t <- (1 - share) t + share p, without a gradient, from the labels; w is max t over its mean in
-    the batch. Before the start share is 0: cross-entropy. Huang et al. (2020), and their code.
+    the batch. While share is 0, it is plain cross-entropy. Huang et al. (2020) and code.
 
     >>> self_adaptive(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor(0.5))
     (tensor([0.6931]), tensor([[0.7500, 0.2500]]))
@@ -98,7 +98,7 @@ def progressive_self_distillation(
 
 
 def forward_corrected(logits: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
-    """-log sum_i T_iy p_i: cross-entropy of given labels, T_ij of which of class i are j.
+    """-log sum_i T_iy p_i: cross-entropy under label noise; T_ij is P(given j | true class i).
 
     Patrini et al. (2017). Entries of T below 1e-12 count as 1e-12.
 
@@ -140,7 +140,7 @@ def begin_epoch(config: RunConfig, memory: Memory, epoch: int) -> None:
 def sample_losses(
     config: RunConfig, logits: Tensor, labels: Tensor, index: Tensor, memory: Memory | None
 ) -> Tensor:
-    """The losses of training samples `index`, `[batch]`, by `config.loss`; memory moves on."""
+    """The losses `[batch]` of the training samples `index`, by `config.loss`; updates memory."""
     values = parameters(config)
     if config.loss == "gce":
         return generalized_cross_entropy(logits, labels, *values)

@@ -42,15 +42,15 @@ def build(name: str, *, classes: int, channels: int, side: int, width: float = 1
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which networks compute on a device; precision is as in `RunConfig`."""
+    """The autocast context for a device; precision is as in `RunConfig`."""
     dtype = number_format(precision, device)
     half = dtype != torch.float32
-    # No cache: each weight is used once a pass, and a captured graph must not outlive one.
+    # No cache: each weight is cast once per pass, and a graph must not refer to a freed cache.
     return torch.autocast(device.type, dtype if half else None, half, cache_enabled=False)
 
 
 def number_format(precision: str, device: torch.device) -> torch.dtype:
-    """The format asked for, or that which a GPU has units for; before 8.0 bfloat16 is emulated."""
+    """The requested format; auto avoids bfloat16 on GPUs before 8.0, which emulate it."""
     if precision != "auto":
         return getattr(torch, precision)
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
@@ -58,7 +58,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 
 
 def average_weights(members: Iterable[tuple[State, float]]) -> dict[str, Tensor]:
-    """The mean of state dictionaries by their weights, of sum 1: "Averaged KF", SWA.
+    """The weighted mean of state dictionaries (weights of sum 1): "Averaged KF", SWA.
 
     Sums run in float64, one member in memory at a time. An integer, such as the count of batches
     that a BatchNorm has seen, has no mean and is the last member's.
@@ -106,7 +106,7 @@ def mix_probs(members: Iterable[tuple[Callable[[Any], Tensor], float]], images: 
 
 
 def _convnet(channels: int, classes: int, width: int) -> nn.Module:
-    """Three convolutions for images of 8 pixels; two more strides for larger ones cost little."""
+    """Three convolutions of stride 1, 2, 2, made for 8 x 8 images; larger ones work as well."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)

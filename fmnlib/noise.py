@@ -1,7 +1,7 @@
 """Label noise: which training labels are wrong, and what they become.
 
-Every kind returns the noisy labels and the mask of what was flipped, and draws from a seed of its
-own, so that runs with other training seeds share the same noise. To add a kind, write its function
+Every kind returns the noisy labels and the mask of flipped ones. Noise has a seed of its own, so
+that runs with different training seeds share the same noise. To add a kind, write its function
 here and call it in `noisy_labels`.
 """
 
@@ -35,7 +35,7 @@ Noisy = tuple[Labels, Bool[np.ndarray, " samples"]]
 def noisy_labels(
     config: RunConfig, labels: Int[np.ndarray, " all"], chosen: Labels, classes: int
 ) -> Noisy:
-    """The labels of the chosen samples as a run's `noise`, `noise_rate` and `noise_seed` say.
+    """Make labels of the chosen samples noisy, by the config's noise, noise_rate and noise_seed.
 
     `labels` are the true classes of the whole training data.
 
@@ -47,14 +47,14 @@ def noisy_labels(
     if kind == "symmetric":
         return symmetric(true, classes, rate, seed)
     if kind == "asymmetric":
-        whole = config.dataset if config.classes == "all" else ""
-        return asymmetric(true, confused_with(whole, classes), rate, seed)
+        dataset = config.dataset if config.classes == "all" else ""  # half has no known pairs
+        return asymmetric(true, confused_with(dataset, classes), rate, seed)
     if kind == "matrix":
         return transition(true, _read_matrix(Path(file), classes), seed)
     if kind == "human":
         path = data_root() / "cifar100n" / "cifar100n_human.npz"
         if config.dataset != "cifar100" or not path.exists():
-            raise InputError(f"human noise is of cifar100 and lies in {path}; put it there")
+            raise InputError(f"human noise is of cifar100, read from {path}; put it there")
         with np.load(path, allow_pickle=False) as stored:
             if not np.array_equal(labels, stored["clean_label"]):
                 raise InputError(
@@ -66,7 +66,7 @@ def noisy_labels(
 
 
 def confused_with(dataset: str, classes: int) -> dict[int, int]:
-    """The class that each mistaken class is mistaken for, for asymmetric noise.
+    """Map each class that asymmetric noise flips to the class that it becomes.
 
     CIFAR-100 takes the next class inside the superclass, the digits, Fashion-MNIST and CIFAR-10
     their usual confusable pairs, other data the next class.
@@ -77,7 +77,7 @@ def confused_with(dataset: str, classes: int) -> dict[int, int]:
     if dataset == "cifar100":
         superclass = _SUPERCLASS.split()
         members = [[c for c in range(100) if superclass[c] == str(s)] for s in range(20)]
-        return {c: five[(i + 1) % 5] for five in members for i, c in enumerate(five)}
+        return {c: group[(i + 1) % 5] for group in members for i, c in enumerate(group)}
     return _CONFUSABLE.get(dataset, {c: (c + 1) % classes for c in range(classes)})
 
 
@@ -106,7 +106,7 @@ def asymmetric(labels: Labels, confused_with: Mapping[int, int], rate: float, se
     _check_rate(rate)
     rng = np.random.default_rng(seed)
     noisy = labels.copy()
-    for source, target in sorted(confused_with.items()):  # in any order the same draws
+    for source, target in sorted(confused_with.items()):  # draws do not depend on their order
         members = np.flatnonzero(labels == source)
         noisy[rng.choice(members, size=round(rate * len(members)), replace=False)] = target
     return noisy, noisy != labels
@@ -130,7 +130,7 @@ def transition(labels: Labels, matrix: Float[np.ndarray, "classes classes"], see
 
 
 def check_matrix(matrix: Float[np.ndarray, "classes classes"]) -> None:
-    """An `InputError` for rows that are not probabilities."""
+    """Raise `InputError` if a row is not a probability distribution."""
     if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1):
         raise InputError("a row of the noise matrix is negative or does not sum to 1; rows are P")
 
@@ -140,20 +140,20 @@ def estimated_matrix(val: RunRecord) -> Float[np.ndarray, "classes classes"]:
 
     T_ij is the mean of p_j over the validation samples of class i (gold loss correction,
     Hendrycks et al. 2018). With classes of equal size 1 - trace(T) / classes estimates the noise
-    rate; what the network gets wrong beside the noise counts with it.
+    rate; the network's own errors are counted as noise, too.
 
     >>> probs = np.array([[[0.7, 0.3], [0.5, 0.5], [0.1, 0.9]]])
     >>> estimated_matrix(RunRecord.from_arrays(probs, np.array([0, 0, 1]))).round(3).tolist()
     [[0.6, 0.4], [0.1, 0.9]]
     """
-    refuse_test(val, "estimates")
+    refuse_test(val, "estimated")
     counts = np.bincount(val.labels, minlength=val.classes)
     if not counts.all():
         problem = f"class {counts.argmin()} has no sample in the validation half"
         raise InputError(f"{problem}; its row of the noise matrix needs at least one")
     probs = np.asarray(val.keep([val.epochs - 1]).probs, np.float64)[0]
     sums = np.stack([probs[val.labels == label].sum(axis=0) for label in range(val.classes)])
-    return sums / sums.sum(axis=1, keepdims=True)  # stored in half precision, rows are not quite 1
+    return sums / sums.sum(axis=1, keepdims=True)  # float16 rows do not sum to exactly 1
 
 
 def _check_rate(rate: float) -> None:

@@ -26,14 +26,14 @@ class World:
         """This process's part of a batch."""
         return index.tensor_split(self.size)[self.rank]
 
-    def all_reduce(self, filled: Tensor) -> Tensor:
-        """Sum, in place, a tensor of which each process filled its own part, zero elsewhere."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
-            distributed.all_reduce(filled)
-        return filled
+            distributed.all_reduce(tensor)
+        return tensor
 
     def broadcast(self, value: float) -> float:
-        """The first process's value, for all."""
+        """The value of the first process, on every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -41,7 +41,7 @@ class World:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait for each other."""
+        """Wait until every process has come here."""
         if self.size > 1:
             distributed.barrier()
 
@@ -54,7 +54,7 @@ SINGLE_PROCESS = World()
 
 
 def join(device: torch.device) -> tuple[World, torch.device]:
-    """Join the other processes that torchrun started, if any; the world and this one's device."""
+    """Join the processes that torchrun started, if any; return the world and this one's device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return SINGLE_PROCESS, device
@@ -62,9 +62,9 @@ def join(device: torch.device) -> tuple[World, torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        # One of them may wait long for its turn at the run's folder.
-        distributed.init_process_group(backend, timeout=timedelta(days=1), device_id=place)
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        # The first process may wait long for the lock of the run's folder, the others for it.
+        distributed.init_process_group(backend, timeout=timedelta(days=1), device_id=device_id)
     return World(distributed.get_rank(), size), device
 
 

@@ -1,8 +1,8 @@
 """A problem in the plane, on which one can see what a network forgets (AAAI, Fig. 1).
 
-A point is an image of one pixel with two channels, its coordinates, so that it goes the way of
-all other data sets. The evaluation data are a lattice over the whole square: the record of a run
-is then a film of its decision regions, and accuracy is the share of the area that is right.
+A point is an image of one pixel with two channels, its coordinates, so that it is processed like
+any other data set. The evaluation data are a lattice over the whole square: the record of a run
+then shows its decision regions over time, and accuracy is the share of the area that is right.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Draw arrays on a given Axes and return it; nothing is computed here.
 
-A method has one name, one marker and the colour of its price in the whole book, and colour is
-never the only cue.
+A method keeps its name and marker in the whole book; its colour shows its cost, and is never the
+only cue.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ LINES: list[tuple[str, LineStyle]] = [
 ]  # fmt: skip
 """Colours with line styles, for curves that are not of methods."""
 
-# By price: one network, several (blue), a second training (red), more runs (green), others (grey).
+# Colour by cost: black one network, blue several, red a second training, green more runs.
 METHODS = {
     "single": MethodStyle("Final network", BLACK, "o"),
     "early_stopping": MethodStyle("Early stopping", BLACK, "s"),

@@ -23,30 +23,30 @@ from fmnlib.files import require_file, write_whole
 
 LOSS_EDGES = np.append(np.linspace(0.0, 10.0, 41), np.inf)
 """Bin edges, in nats, of the recorded histograms of training losses; the last bin is open."""
-_COPIED = 2**30  # bytes of mapped probabilities of which a half is copied into memory
-_CHECKED = 2**22  # probabilities, evenly spaced, that any record is checked by
+_COPIED = 2**30  # bytes; halves of larger memory-mapped probabilities are views, not copies
+_CHECKED = 2**22  # at most about this many probabilities, of evenly spaced samples, are checked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Columns:
-    """Some samples of probabilities, not copied: read where they are indexed.
+    """A view of the probabilities of some samples: only what is indexed is read and copied.
 
     >>> part = Columns(np.arange(12.0).reshape(2, 3, 2), np.array([2, 0]))
     >>> part.shape, part[1].tolist(), part[0, 1].tolist()
     ((2, 2, 2), [[10.0, 11.0], [6.0, 7.0]], [0.0, 1.0])
     """
 
-    source: np.ndarray  #: The probabilities of all `[kept, samples, classes]`
-    index: Int[np.ndarray, " samples"]  #: The samples that are here
+    source: np.ndarray  #: Probabilities of all samples, `[kept, samples, classes]`
+    index: Int[np.ndarray, " samples"]  #: The samples in this view
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Kept epochs, samples and classes."""
+        """Number of kept epochs, of samples and of classes."""
         return len(self.source), len(self.index), self.source.shape[2]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the numbers."""
+        """Data type of the probabilities."""
         return self.source.dtype
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Columns:
         rows, samples, *classes = key if isinstance(key, tuple) else (key, slice(None))
         chosen = self.index[samples]
         if isinstance(rows, np.ndarray):
-            return self.source[rows][:, chosen]
+            return self.source[rows][(slice(None), chosen, *classes)]
         if isinstance(rows, slice) and not classes:
             return Columns(self.source[rows], chosen)
         return self.source[(rows, chosen, *classes)]
@@ -70,8 +70,8 @@ class RunRecord:
     """The predictions of one training run: the object that every score and method reads.
 
     An `InputError` if the fields contradict each other, or probabilities are not finite, are
-    negative, not of sum 1 or not those of the predictions; of more than four million only those of
-    evenly spaced samples are looked at.
+    negative, do not sum to 1 or do not match the predictions. Of more than four million
+    probabilities only those of evenly spaced samples are checked.
     """
 
     labels: Int[np.ndarray, " samples"]  #: True class of each evaluation sample
@@ -82,24 +82,24 @@ class RunRecord:
     classes: int  #: Number of classes
     #: Named numbers per epoch, such as train_loss
     curves: Mapping[str, Float[np.ndarray, " epochs"]] = dataclasses.field(default_factory=dict)
-    #: Training losses, of points with [clean, flipped] labels, in the bins of `LOSS_EDGES`
+    #: Counts of training losses of samples with [clean, flipped] labels, in bins of `LOSS_EDGES`
     loss_histogram: Int[np.ndarray, "epochs 2 bins"] | None = None
     config: RunConfig | None = None  #: How the run was trained; None for arrays from elsewhere
     #: Versions, commit, device, seconds
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    #: Which part of the evaluation data this is; what selects refuses "test"
+    #: Part of the evaluation data; functions that select anything refuse "test"
     half: Literal["all", "val", "test"] = "all"
     #: Which samples of the whole record a half holds; None for the whole record
     index: Int[np.ndarray, " samples"] | None = None
-    #: Integers or texts that tell samples apart, such as file names within the data's folder;
-    #: with them a split is the same in any order of samples
+    #: Unique integers or strings, one per sample, such as file names within the data's folder;
+    #: with them a split does not depend on the order of the samples
     ids: np.ndarray | None = None
-    #: Integers or texts, equal for samples of one patient, say; a group is never divided
+    #: Integers or strings, equal for samples of (say) one patient; a group is never split
     groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.classes, int | np.integer)
-        if not whole or self.classes < 2 or self.half not in ("all", "val", "test"):
+        integer = isinstance(self.classes, int | np.integer)
+        if not integer or self.classes < 2 or self.half not in ("all", "val", "test"):
             problem = f"classes is {self.classes!r} and half is {self.half!r}"
             raise InputError(f"{problem}; give a whole number from 2 on, and all, val or test")
         shape = np.shape(self.predicted)
@@ -141,8 +141,8 @@ class RunRecord:
     ) -> "RunRecord":
         """Make a record from the outputs of any framework.
 
-        They are class probabilities `[epochs, samples, classes]` and true classes `[samples]`,
-        from 0 to classes - 1; ids, groups and errors are as in the record.
+        `probs` are class probabilities `[epochs, samples, classes]`, `labels` the true classes
+        `[samples]`, from 0 to classes - 1; ids, groups and errors are as for `RunRecord`.
 
         >>> record = RunRecord.from_arrays(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), [0])
         >>> record.correct.tolist()
@@ -180,7 +180,7 @@ class RunRecord:
         return self.correct.mean(axis=1)
 
     def take(self, index: Int[np.ndarray, " chosen"], half: Literal["val", "test"]) -> "RunRecord":
-        """The record of some of the samples."""
+        """The record of the samples `index`, marked as this half."""
         probs = self.probs
         if isinstance(probs, np.memmap) and probs.nbytes > _COPIED:
             probs = Columns(probs, index)
@@ -200,13 +200,13 @@ class RunRecord:
     def split(self, seed: int) -> tuple["RunRecord", "RunRecord"]:
         """Draw a validation half, to select on, and a test half, to report on (papers, sec. 5).
 
-        With ids or groups a hash of seed and name decides, whatever the order of the samples. A
-        class of few samples may be in one half alone. An `InputError` if this is already a half,
-        or has fewer than two samples or groups.
+        With ids or groups, a hash of the seed and these decides, so that the order of samples does
+        not matter. A class of few samples may be in one half only. An `InputError` if this is
+        already a half, or has fewer than two samples or groups.
         """
         if seed < 0:
             raise InputError(f"the split's seed is {seed}; give 0 or more")
-        if seed and "keep_best" in self.provenance:  # else samples of the test half have chosen
+        if seed and "keep_best" in self.provenance:  # test samples chose what was kept
             chosen = "checkpoints were kept by the validation half of split 0"
             raise InputError(f"split is {seed}, but {chosen}; leave the split at 0")
         if self.half != "all":
@@ -261,7 +261,7 @@ class RunRecord:
             arrays["probs_checksum"] = checksums(self.probs)
         elif self.probs is not None:
             arrays["probs"] = np.asarray(self.probs, np.float16)
-        about["arrays"] = [*arrays]  # a damaged directory can lose one without a word
+        about["arrays"] = [*arrays]  # a damaged zip directory can lose one without an error
         write_whole(Path(path), _npz(arrays, about, compress))
 
     @classmethod
@@ -309,7 +309,7 @@ class RunRecord:
 
 
 def _read_config(about: Mapping[str, Any]) -> RunConfig:
-    """The config of a record; of another version it may have fields that are not known here."""
+    """The config of a record; one of another version may have fields unknown to this one."""
     try:
         return RunConfig.from_dict(about["config"])
     except InputError as error:
@@ -327,16 +327,18 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
-def refuse_test(record: RunRecord, does: str = "selects") -> None:
-    """An `InputError` for a test half, which nothing may be chosen or estimated on."""
+def refuse_test(record: RunRecord, done: str = "selected") -> None:
+    """Raise `InputError` for a test half, on which nothing may be chosen or estimated."""
     if record.half == "test":
-        raise InputError(f"this is a test half, which {does} nothing; give the validation half")
+        raise InputError(
+            f"this is a test half: nothing may be {done} on it; give the validation half"
+        )
 
 
 def folds(record: RunRecord, number: int, seed: int) -> Int[np.ndarray, " samples"]:
     """The fold of each sample, 0 to number - 1, for cross-fitting; a group is in one of them.
 
-    With ids or groups, of which there must be as many, they are the same in any order of samples.
+    With ids or groups, at least `number` of them, the folds do not depend on the samples' order.
 
     >>> record = RunRecord.from_arrays(np.full((1, 4, 2), 0.5), [0, 1, 0, 1], groups=[7, 8, 7, 8])
     >>> folds(record, 2, seed=0).tolist()
@@ -368,7 +370,7 @@ def _deal(names: np.ndarray, parts: int, salt: str) -> Int[np.ndarray, " samples
 
 
 def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a list, an array or a tensor of any framework; else an `InputError`."""
+    """Convert a list, an array or a tensor of any framework to numpy, or raise `InputError`."""
     try:
         if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
             values = values.detach().cpu()
@@ -383,7 +385,7 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:
-    """Ids (unique) or groups as an array, an integer or text a sample; None stays None."""
+    """Ids (unique) or groups as an array of one integer or string per sample; None stays None."""
     if values is None:
         return None
     names = as_array(values)
@@ -396,7 +398,7 @@ def as_names(what: str, values: Any, samples: int) -> np.ndarray | None:
 
 
 def check_integers(name: str, values: Any, shape: tuple[int, ...], below: int) -> None:
-    """Refuse what is not an array of this shape, of integers from 0 to below - 1."""
+    """Raise `InputError` unless this is an array of the shape, of integers from 0 to below - 1."""
     kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
         raise InputError(f"{name} are {kind}; give integers from 0 to {below - 1}")
@@ -427,9 +429,9 @@ def checksums(probs: np.ndarray | Columns) -> np.ndarray:
 
 
 def _npz(arrays: dict[str, np.ndarray], about: dict[str, Any], compress: bool) -> memoryview:
-    """An npz file that numpy reads too, a fifth smaller than numpy's own, without time stamps.
+    """The bytes of an npz file that numpy can read, a fifth smaller than its own, without dates.
 
-    Its last member says what it is about, with the CRC of the others.
+    Its last member, `about`, holds the metadata and the CRC of the other members.
     """
     buffer, crc = io.BytesIO(), dict[str, int]()
     with zipfile.ZipFile(buffer, "w") as file:
@@ -452,11 +454,11 @@ class Result:
 
     item: str  #: Notebook or experiment that it belongs to, such as label_noise
     setting: str  #: Noise in short, such as sym40
-    method: str  #: Such as kf
+    method: str  #: Name of the method, such as kf
     seed: int  #: Training seed
-    split_seed: int  #: Which half was the test half
+    split_seed: int  #: Seed of the split into validation and test half
     accuracy: float  #: From 0 to 1
-    nll: float  #: Negative log-likelihood, nats a sample
+    nll: float  #: Negative log-likelihood, nats per sample
     ece: float  #: Expected calibration error, from 0 to 1
     networks: int  #: Networks evaluated for one prediction
     train_seconds: float  #: Wall time of all training that the method needs

@@ -1,4 +1,4 @@
-"""What a run writes after every epoch, in the background, and where its numbers come from."""
+"""Record a run: collect its numbers, write its files in the background, note its provenance."""
 
 import dataclasses
 import functools
@@ -29,26 +29,26 @@ from fmnlib.record import LOSS_EDGES, RunRecord, checksums, halves
 from fmnlib.scores import covering
 
 WriteJob = Callable[[], Callable[[], None]]
-"""Computes something, and returns what is left to do, which is to write it."""
+"""Computes the content of files, and returns a function that writes them."""
 
 CURVES = ("train_loss", "train_accuracy", "memorised", "lr", "eval_loss", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochOutputs:
-    """The outputs of the networks in an epoch, on the host."""
+    """What an epoch of training yields, on the CPU."""
 
-    logits: Tensor  #: Of the evaluation images, `[samples, classes]`
-    losses: Tensor  #: Of the training samples, when they were last trained on
-    right: Tensor  #: Which training samples were predicted as their label, be it right or wrong
+    logits: Tensor  #: Logits of the evaluation images, `[samples, classes]`
+    losses: Tensor  #: Loss of each training sample in its last step
+    right: Tensor  #: Which training samples were predicted as their label, even a wrong one
     lr: float  #: Learning rate of the last step
     seconds: float  #: Time that the epoch took
 
 
 class Recorder:
-    """The growing record of one run; probabilities go straight to a file, a row an epoch.
+    """The growing record of one run; probabilities are written to a file, one row per kept epoch.
 
-    The network's layers decide which weights checkpoints hold in half precision.
+    The layers of `model` determine which weights its checkpoints store in half precision.
     """
 
     def __init__(self, config: RunConfig, folder: Path, data: DataSet, model: nn.Module) -> None:
@@ -110,7 +110,7 @@ class Recorder:
             self.histogram[epoch, kind] = np.histogram(outputs.losses[chosen], LOSS_EDGES)[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The record so far, for the state that a restart finds again."""
+        """The record so far as tensors, stored in the state that a restart resumes from."""
         arrays = {name: getattr(self, name) for name in ("predicted", "histogram", "checksums")}
         arrays |= {f"curve.{name}": curve for name, curve in self.curves.items()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -144,16 +144,16 @@ class Recorder:
         self._probs.unlink()
 
     def _end_epoch(self, epoch: int, files: list[tuple[Path, bytes]]) -> None:
-        """Have the disk hold the row of probabilities, then the checkpoint, then the state."""
+        """Flush the row of probabilities to disk, then write the checkpoint, then the state."""
         if epoch in self.kept:
             sync(self._probs)
         for path, content in files:
             write_whole(path, content)
-        if self.config.keep_best:  # a checkpoint goes once the disk holds what follows it
+        if self.config.keep_best:  # delete a checkpoint only after its successor is on disk
             self._leave_best(epoch + 1)
 
     def _leave_best(self, epochs: int) -> list[int]:
-        """Remove the checkpoints of the first epochs but those of `keep_best`; return these."""
+        """Delete checkpoints of the first `epochs` that `keep_best` drops; return those kept."""
         labels = self.eval_labels.numpy()
         val = halves(len(labels), 0)[0]
         best = covering(
@@ -170,7 +170,7 @@ class Recorder:
             raise InputError(f"{problem}; move {self.folder.name} away and run again")
 
     def _write_row(self, row: int, probs: np.ndarray) -> None:
-        """Write through a file, not through a map, where a full disk would be a crash."""
+        """Write a row by file I/O: with a memory map, a full disk would crash the process."""
         content = probs.astype(np.float16).tobytes()
         self.checksums[row] = zlib.crc32(content)
         with self._probs.open("r+b") as file:
@@ -179,11 +179,11 @@ class Recorder:
 
 
 class Background:
-    """Writes while the next epoch trains: one job at a time, so that memory stays bounded.
+    """Runs write jobs while the next epoch trains, one at a time, so that memory stays bounded.
 
-    `do` waits for the job before, and raises its error. On a GPU all of a job runs in the
-    background, on a stream of its own, after what was queued before. On a CPU it would take cores
-    from training, so that a job computes at once and only writes in the background.
+    `do` waits for the previous job, and raises its error. On a GPU the whole job runs in the
+    background, on its own CUDA stream, after the work queued so far. On a CPU that would take
+    cores from training: there a job computes at once, and only its writing is in the background.
 
     >>> with Background(torch.device("cpu")) as background:
     ...     background.do(lambda: lambda: print("written"))
@@ -198,15 +198,15 @@ class Background:
     def do(self, job: WriteJob) -> None:
         """Wait for the last job, then start this one."""
         self.wait()
-        rest = job() if self._stream is None else self._behind(job, self._stream)
-        self._last = self._pool.submit(rest)
+        write = job() if self._stream is None else self._on_stream(job, self._stream)
+        self._last = self._pool.submit(write)
 
     def wait(self) -> None:
         """Wait until everything is done, and raise what went wrong."""
         if self._last is not None:
             self._last.result()
 
-    def _behind(self, job: WriteJob, stream: torch.cuda.Stream) -> Callable[[], None]:
+    def _on_stream(self, job: WriteJob, stream: torch.cuda.Stream) -> Callable[[], None]:
         queued = torch.cuda.Event()
         queued.record(torch.cuda.current_stream(stream.device))
 
@@ -231,7 +231,7 @@ class Background:
 def load_or_create(
     config: RunConfig, folder: Path, device: torch.device, make: Callable[[DataSet], RunRecord]
 ) -> RunRecord:
-    """The record in a folder; made from the run's data, where it is not there yet."""
+    """Load the record in a folder; if there is none yet, create it with `make`."""
     with checkpoint.run_lock(config, folder):
         if not (folder / "record.npz").exists():
             started = time.perf_counter()
@@ -277,9 +277,9 @@ def _commit() -> tuple[str, bool]:
 
 
 def _allocate_probs(path: Path, shape: tuple[int, ...], needed: int) -> None:
-    """Make the file of probabilities of a new run; keep the file of a resumed run.
+    """Create the file of probabilities of a new run; check and keep that of a resumed run.
 
-    A new run, which takes so many bytes, is refused where the disk does not hold it.
+    An `InputError` if the disk has fewer than `needed` bytes free for a new run.
     """
     if path.exists():
         try:

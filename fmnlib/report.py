@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML page that needs nothing beside itself: words, table, pictures."""
+"""A diagnosis as one self-contained HTML page: text, tables and figures."""
 
 import base64
 import html
@@ -41,7 +41,7 @@ th, td {{ text-align: right; padding: 0.1rem 0.8rem; border-bottom: 1px solid #c
 
 
 def page(record: RunRecord, diagnosis: Diagnosis, fusion: Fusion | None, *, title: str) -> str:
-    """The page of a validation half, its diagnosis, and its fusion if it has probabilities."""
+    """The HTML page of a diagnosis; `record` is a validation half, `fusion` its fusion or None."""
     parts = [f"<p>{html.escape(sentence)}</p>" for sentence in diagnosis.sentences]
     parts += [_forgetting(record, diagnosis)]
     parts += [_weights(fusion)] if fusion is not None else []

@@ -40,9 +40,9 @@ from fmnlib.training import pick_device, train
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 """Records of the quick profile that come with the repository."""
-_QUEUED = 1000  # jobs that Ray is given at a time
+_QUEUED = 1000  # most jobs submitted to Ray at a time
 _RETRIES = 5  # of a job whose process or machine dies
-_PATIENCE = 2.0  # seconds between looks at what other processes make
+_PATIENCE = 2.0  # seconds between checks of the jobs that other processes are making
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Job:
 
     config: RunConfig  #: Names the record
     members: tuple[Member, ...] = ()  #: Checkpoints to make it from; none of a plain run
-    #: How: `distill` (a plain run where there are no members), or a function of its kind that
-    #: takes no progress bar
+    #: Function that makes the record: `distill` (plain training if there are no members), or one
+    #: with the same leading arguments
     make: Callable[..., RunRecord] = distill
 
 
@@ -118,27 +118,27 @@ def obtain(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """The records of many runs, in order: read where they are there, else trained.
+    """The records of many runs, in order: loaded if they exist, else trained.
 
     Args:
-        jobs: What to make; a config alone is trained.
-        fresh: Leave the committed records aside.
+        jobs: Jobs, or configs of runs to train.
+        fresh: Ignore the committed records.
         device: As in `fmnlib.training.train`.
-        workers: Runs at a time; as many as there are cores, or GPUs, where not given.
-        progress: Show a bar.
+        workers: Number of parallel runs; by default the number of cores or GPUs.
+        progress: Show a progress bar.
     """
     every = [job if isinstance(job, Job) else Job(job) for job in jobs]
     jobs_by_id = {job.config.id: job for job in every}
     committed = {} if fresh else {name: REFERENCE / f"{name}.npz" for name in jobs_by_id}
-    known = {name: RunRecord.load(path) for name, path in committed.items() if path.exists()}
-    missing = [job for name, job in jobs_by_id.items() if name not in known]
+    loaded = {name: RunRecord.load(path) for name, path in committed.items() if path.exists()}
+    missing = [job for name, job in jobs_by_id.items() if name not in loaded]
     todo = [job for job in missing if not complete(job.config)]
-    made_from = [member.config for job in todo for member in job.members]
-    teachers = {c.id: jobs_by_id.get(c.id, Job(c)) for c in made_from}
-    bases = [job for job in teachers.values() if not complete(job.config)]
-    for stage in (bases, [job for job in todo if job.config.id not in teachers]):
+    sources = [member.config for job in todo for member in job.members]
+    teachers = {c.id: jobs_by_id.get(c.id, Job(c)) for c in sources}
+    first = [job for job in teachers.values() if not complete(job.config)]
+    for stage in (first, [job for job in todo if job.config.id not in teachers]):
         make_all(functools.partial(_left, stage), device, workers, progress)
-    return [known.get(job.config.id) or RunRecord.load(folder(job.config)) for job in every]
+    return [loaded.get(job.config.id) or RunRecord.load(folder(job.config)) for job in every]
 
 
 def listing() -> list[dict[str, str | int | float]]:
@@ -169,12 +169,12 @@ def make_all(
     progress: bool = True,
     deadline: float = math.inf,
 ) -> None:
-    """Make jobs side by side until none is left, or the deadline of `fmnlib.training.train`.
+    """Run jobs in parallel until none is left, or until the deadline of `fmnlib.training.train`.
 
-    Other arguments are as in `obtain`. `jobs` lists what is left to make, most urgent first, and
-    is called again after each. On a CPU each has one thread: so it is fastest, and its bits do not
-    depend on its neighbours. Each goes to the GPU with the fewest runs. Jobs that another process
-    is making are left to it.
+    `jobs` returns the remaining jobs, most urgent first; it is called again after each job. On a
+    CPU a job has one thread, which is fastest and makes its result independent of the other jobs.
+    A job goes to the GPU with the fewest jobs. Jobs that another process is making are skipped.
+    Other arguments are as in `obtain`.
 
     Raises:
         Paused: If jobs are left for the deadline.
@@ -186,8 +186,8 @@ def make_all(
     folders = str(data_root().resolve()), str(Path.cwd())
     pool = None if alone else worker_pool(len(devices), *folders)
 
-    def submit(job: Job, on: str) -> Future[bool]:
-        arguments = job, folder(job.config).absolute(), on, progress and alone, deadline
+    def submit(job: Job, target: str) -> Future[bool]:
+        arguments = job, folder(job.config).absolute(), target, progress and alone, deadline
         if pool is not None:
             return pool.submit(make, *arguments)
         done: Future[bool] = Future()
@@ -214,10 +214,10 @@ def make_on_ray(
 ) -> None:
     """Make jobs on a Ray cluster until none is left; otherwise as `make_all`.
 
-    All machines need this environment and see the folders FMN_RUNS and FMN_DATA under the same
-    paths. A job whose process or machine dies goes on after its last saved epoch, on any other.
-    It takes `gpus_per_run` of a GPU (1, or 0 where there is none, if not given). The cluster is
-    that of an address, of RAY_ADDRESS, or this machine alone.
+    All machines need this Python environment, and the folders FMN_RUNS and FMN_DATA at the same
+    paths. A job whose process or machine dies resumes after its last saved epoch, on any machine.
+    A job takes `gpus_per_run` of a GPU; by default 1, or 0 on a cluster without GPUs. The cluster
+    is the one at `address` or RAY_ADDRESS, else this machine alone.
 
     Raises:
         InputError: If Ray, the cluster or the shared folder is not there, or jobs keep dying.
@@ -231,28 +231,28 @@ def make_on_ray(
     except ImportError as error:
         raise InputError("ray is not installed; pip install 'fmnlib[cluster]'") from error
     root().mkdir(parents=True, exist_ok=True)
-    probe, mine = new_part(root().resolve() / "shared"), not ray.is_initialized()
+    probe, connect = new_part(root().resolve() / "shared"), not ray.is_initialized()
     try:
-        if mine:
+        if connect:
             try:
                 ray.init(address, include_dashboard=False)
             except ConnectionError as error:
-                where = address or os.environ.get("RAY_ADDRESS")
+                tried = address or os.environ.get("RAY_ADDRESS")
                 raise InputError(
-                    f"no Ray cluster answers at {where}; `ray start --head`"
+                    f"no Ray cluster answers at {tried}; `ray start --head`"
                 ) from error
-        there = ray.cluster_resources().get("GPU", 0)
-        gpus = min(there, 1) if gpus_per_run is None else gpus_per_run
-        if gpus > there:
+        available = ray.cluster_resources().get("GPU", 0)
+        gpus = min(available, 1) if gpus_per_run is None else gpus_per_run
+        if gpus > available:
             raise InputError(f"gpus_per_run is {gpus} and the cluster has no GPU; give 0")
-        stop = time.time() + deadline - time.monotonic()  # machines have clocks of their own
-        data = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": data}
+        stop = time.time() + deadline - time.monotonic()  # monotonic clocks differ by machine
+        env = {"env_vars": {"FMN_DATA": str(data_root().resolve())}}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": _RETRIES, "runtime_env": env}
         remote = ray.remote(**options)(_make_on_node)
 
-        def submit(job: Job, on: str) -> Future[bool]:
+        def submit(job: Job, target: str) -> Future[bool]:
             members = tuple(replace(m, folder=m.folder.resolve()) for m in job.members)
-            task = remote.remote(replace(job, members=members), probe, on, stop)
+            task = remote.remote(replace(job, members=members), probe, target, stop)
             return cast("Future[bool]", task.future())
 
         follow(jobs, submit, [device] * _QUEUED, progress=True)
@@ -263,7 +263,7 @@ def make_on_ray(
         raise InputError(f"a run ended {_RETRIES + 1} times ({reason}); fix that") from error
     finally:
         probe.unlink(missing_ok=True)
-        if mine:
+        if connect:
             ray.shutdown()
 
 
@@ -283,22 +283,22 @@ def follow(
 ) -> None:
     """Submit jobs, one at a time to each of the devices, until `jobs` lists none.
 
-    A job begins when the networks that it is made from are there. One that another process makes
-    is passed over, and tried again when something else is done, or soon if a device is idle.
-    If one pauses, the others are waited for until they have paused, too.
+    A job starts once the runs that its checkpoints come from are complete. A job that another
+    process is making is skipped, and tried again when another job ends, or soon if a device is
+    idle. If a job pauses, wait until the others have paused, too.
     """
     running: dict[Future[bool], tuple[str, str]] = {}  # names and devices
-    held, idle = set[str](), list(devices)  # by other processes; by nobody
+    held, idle = set[str](), list(devices)  # jobs of other processes; free devices
     with tqdm(desc="training", total=len(jobs()), disable=not progress) as bar:
         while (todo := jobs()) or running:
-            bar.total = bar.n + len(todo)  # some are known when others are there
+            bar.total = bar.n + len(todo)  # some jobs are known only after others
             left = {job.config.id for job in todo}
             for job in todo:
                 taken = held.union(name for name, _ in running.values())
-                made_from = {member.config.id for member in job.members}
-                if idle and job.config.id not in taken and left.isdisjoint(made_from):
-                    on = idle.pop(0)
-                    running[submit(job, on)] = job.config.id, on
+                sources = {member.config.id for member in job.members}
+                if idle and job.config.id not in taken and left.isdisjoint(sources):
+                    device = idle.pop(0)
+                    running[submit(job, device)] = job.config.id, device
             if not running:
                 time.sleep(_PATIENCE)
                 held.clear()
@@ -309,8 +309,8 @@ def follow(
             for future in done:
                 if isinstance(future.exception(), Paused):
                     wait(running)
-                name, on = running.pop(future)
-                idle.append(on)
+                name, device = running.pop(future)
+                idle.append(device)
                 bar.update(future.result())
                 held = set() if future.result() else held | {name}
 
@@ -320,7 +320,7 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
     if time.monotonic() > deadline:
         raise Paused(f"{job.config.id} was not started; the same command resumes it")
     current = torch.cuda.device(device) if device.startswith("cuda:") else nullcontext()
-    together = os.environ.get("WORLD_SIZE", "1") != "1"  # by torchrun, all on this run
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun: all processes train this run
     path.mkdir(parents=True, exist_ok=True)
     try:
         with current, nullcontext() if together else folder_lock(path).acquire(timeout=0):
@@ -336,10 +336,10 @@ def make(job: Job, path: Path, device: str, progress: bool, deadline: float) -> 
 
 
 def local_devices(device: str, workers: int | None = None) -> list[str]:
-    """The device of each of the runs at a time: every GPU in turn, or one a core at hand.
+    """The device of each parallel run: the GPUs in turn, or the CPU once per available core.
 
     Raises:
-        InputError: If there are to be fewer than one, or the device is not there.
+        InputError: If `workers` is below 1, or the device is not available.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; allowed is at least 1")
@@ -355,17 +355,17 @@ def _left(jobs: Sequence[Job]) -> list[Job]:
 
 @functools.cache
 def worker_pool(workers: int, *_folders: str) -> ProcessPoolExecutor:
-    """Processes that the next call with the same data and working folder uses again.
+    """A pool of worker processes, reused by later calls with the same data and working folder.
 
-    Each takes seconds to load torch.
+    A new process takes seconds to load torch.
     """
-    # Fresh interpreters: a fork would inherit torch's threads, half alive.
+    # spawn: a forked process would inherit torch's thread pools in a broken state.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, _begin_worker)
 
 
 def _begin_worker() -> None:
-    """One thread for the arithmetic; end at once with the parent, for runs may be killed."""
+    """Set up a worker: one torch thread, and exit at once when the parent process ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Who was right when: scores of local overfitting from `correct[epochs, samples]`.
+"""Scores of local overfitting, computed from the masks `correct[epochs, samples]`.
 
 F_e and L_e are defined in section 3 of Stern, Yaacoby, Weinshall (AAAI 2025). They satisfy
 acc(E) = acc(e) + L_e - F_e exactly: the accuracy at the end is what epoch e had, plus what was
@@ -18,7 +18,7 @@ def forget_fraction(correct: Correct, final: Final | None = None) -> Share:
     """F_e: the share of samples that are right after epoch e and wrong at the end.
 
     `correct` says which samples are right after each epoch, `final` which ones the final predictor
-    gets right: the last epoch where not given. Knowledge Fusion gives the predictor fused so far.
+    gets right (default: the last epoch). Knowledge Fusion passes the predictor fused so far.
 
     >>> forget_fraction(np.array([[True, True], [False, True]])).tolist()
     [0.5, 0.0]
@@ -45,7 +45,7 @@ def retained_fraction(correct: Correct) -> Share:
 
 
 def last_correct_epoch(correct: Correct) -> Int[np.ndarray, " samples"]:
-    """The last epoch after which each sample is right; -1 where it never is.
+    """For each sample, the last epoch at which it is classified correctly; -1 if there is none.
 
     For a sample that is wrong at the end this is its forget time (AAAI Fig. 3b).
 
@@ -67,10 +67,10 @@ def forgotten_after(correct: Correct, epoch: int) -> Bool[np.ndarray, " samples"
 
 
 def covering(correct: Correct, number: int) -> Int[np.ndarray, " kept"]:
-    """The epochs that a run keeps if it may keep so many, 2 or more, decided after each epoch.
+    """The epochs that a run keeps if it may keep `number` (2 or more), decided after each epoch.
 
-    Beyond that number it drops the epoch that alone is right about the fewest samples; of equal
-    ones the least accurate, then the earliest. The last epoch and the most accurate one stay.
+    If there are more, it drops the epoch with the fewest samples that no other kept epoch gets
+    right; at a tie the least accurate, then the earliest. The last and the most accurate stay.
 
     >>> covering(np.array([[True, False, False], [False, True, False], [False, True, True]]), 2)
     array([0, 2])
@@ -79,17 +79,17 @@ def covering(correct: Correct, number: int) -> Int[np.ndarray, " kept"]:
     for epoch in range(len(correct)):
         kept.append(epoch)
         if len(kept) > number:
-            some, accuracy = correct[kept], correct[kept].mean(axis=1)
-            alone = (some & (some.sum(axis=0) == 1)).sum(axis=1)
+            right, accuracy = correct[kept], correct[kept].mean(axis=1)
+            unique = (right & (right.sum(axis=0) == 1)).sum(axis=1)
             stay = int(accuracy.argmax()), len(kept) - 1
-            del kept[next(row for row in np.lexsort((accuracy, alone)) if row not in stay)]
+            del kept[next(row for row in np.lexsort((accuracy, unique)) if row not in stay)]
     return np.array(kept)
 
 
 def dip(accuracy: Share) -> tuple[int, int]:
     """The epochs that bound the dip of a double ascent: the first peak and the bottom after it.
 
-    The pair with the largest fall from one epoch to a later one; equal where nothing falls.
+    The pair with the largest fall from one epoch to a later one; both 0 if accuracy never falls.
 
     >>> dip(np.array([0.5, 0.8, 0.6, 0.7]))
     (1, 2)
@@ -100,10 +100,10 @@ def dip(accuracy: Share) -> tuple[int, int]:
 
 
 def dips_of_others(accuracy: Float[np.ndarray, "runs epochs"]) -> list[tuple[int, int]]:
-    """For each run the `dip` of the other runs' mean, where its own fall is no artefact of choice.
+    """For each run, the `dip` of the mean of all other runs, independent of its own noise.
 
-    A curve that fluctuates always falls between its own peak and bottom. A single run has no
-    others and gets its own dip.
+    Between its own peak and bottom any noisy curve falls; epochs chosen on other runs are not
+    biased in this way. A single run gets its own dip.
 
     >>> dips_of_others(np.array([[0.5, 0.8, 0.6], [0.9, 0.6, 0.7]]))
     [(0, 1), (1, 2)]
@@ -114,7 +114,7 @@ def dips_of_others(accuracy: Float[np.ndarray, "runs epochs"]) -> list[tuple[int
 
 
 def by_class(
-    share: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"], classes: int
+    mask: Bool[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"], classes: int
 ) -> Float[np.ndarray, "classes epochs"]:
     """The mean of any mask per class and epoch; NaN for a class without samples.
 
@@ -124,19 +124,19 @@ def by_class(
     >>> by_class(correct & ~correct[-1], np.array([0, 0, 1]), 2).tolist()
     [[0.5, 0.0], [0.0, 0.0]]
     """
-    columns = [share[:, labels == label] for label in range(classes)]
+    columns = [mask[:, labels == label] for label in range(classes)]
     return np.array([c.mean(axis=1) if c.size else np.full(len(c), np.nan) for c in columns])
 
 
 def at_chance(
     predicted: Int[np.ndarray, "epochs samples"], labels: Int[np.ndarray, " samples"]
 ) -> bool:
-    """Whether the predictions of every epoch have nothing to do with the labels.
+    """Whether no epoch's predictions agree with the labels better than chance.
 
-    The usual reasons are another order of samples or of classes. By chance a sample is right with
-    probability sum_c P(predicted = c) P(label = c), as in Cohen's kappa. The binomial test of each
-    epoch at the level 0.001, shared by the epochs (Bonferroni); False where the samples are so
-    few, or of one class, that not even all of them right would pass it.
+    The usual causes are another order of samples or of classes. By chance a sample is right with
+    probability sum_c P(predicted = c) P(label = c), as in Cohen's kappa. Each epoch has a binomial
+    test at the level 0.001 / epochs (Bonferroni). False if the samples are so few, or all of one
+    class, that even perfect predictions would not pass it.
 
     >>> labels = np.arange(100) % 4
     >>> [at_chance(np.tile(labels % classes, (9, 1)), labels) for classes in (1, 2)]

@@ -3,8 +3,8 @@
 The replicate is the training seed: scores are averaged over the splits of a seed first, because
 the halves of one run are not independent. Standard errors and intervals are over seeds.
 
-Of a single run, `proportion`, `paired_gain` and `gains` give intervals over samples that chose
-nothing: how far a number may be off because the samples are few. They do not cover run-to-run
+For a single run, `proportion`, `paired_gain` and `gains` give intervals over samples on which
+nothing was chosen: the uncertainty due to the number of samples. They do not cover run-to-run
 variation.
 """
 
@@ -41,9 +41,9 @@ OUTCOMES = {
     "not clear": "not clear",
     "one seed": "one seed",
 }
-"""The outcomes of a claim, for reading."""
-_EDGE = 1e-9
-_FEW = 5  # groups
+"""The outcomes of a claim, as they are displayed."""
+_EDGE = 1e-9  # the ends of a gain's interval are sought from -1 + _EDGE to 1 - _EDGE
+_MIN_GROUPS = 5  # with fewer, see `_design_effect`
 
 Mask = Bool[np.ndarray, " samples"]
 Probs = Float[np.ndarray, "samples classes"]
@@ -53,7 +53,7 @@ Values = Sequence[float] | np.ndarray  # one for each seed
 
 
 class Numbers(TypedDict):
-    """A mean, its standard error over seeds, their number, and the value of each, in percent."""
+    """Mean, standard error over seeds, number of seeds and the value of each, in percent."""
 
     mean: float
     sem: float | None
@@ -66,7 +66,7 @@ Summary = dict[str, dict[str, Numbers]]
 
 
 def mean_sem(values: Values) -> tuple[float, float]:
-    """Mean and standard error; the error of a single value is not a number.
+    """Mean and standard error of the mean; of a single value the error is NaN.
 
     >>> mean_sem([1.0, 2.0, 3.0])
     (2.0, 0.5773502691896258)
@@ -110,8 +110,8 @@ def score(
 ) -> Result:
     """Accuracy, likelihood and calibration of a method's predictions on a test half.
 
-    The half's config names setting and seed. A prediction takes so many networks, and the method
-    all these seconds of training.
+    Setting and seed come from the record's config. A prediction evaluates `networks` networks, and
+    the method needs `seconds` of training in all.
 
     Raises:
         InputError: If the record has no config.
@@ -151,7 +151,7 @@ def summarize(results: Iterable[Result]) -> Summary:
 
 
 def percent(values: Values) -> Numbers:
-    """The numbers of a value for each seed, in percent, as the book's summary holds them.
+    """The `Numbers` of shares, one for each seed, as the book's summary holds them.
 
     >>> percent([0.5, 0.7])
     {'mean': 60.0, 'sem': 10.0, 'n': 2, 'seeds': [50.0, 70.0]}
@@ -164,7 +164,7 @@ def percent(values: Values) -> Numbers:
 
 
 def with_error(numbers: Numbers) -> str:
-    """Mean and standard error for reading; of a single seed, the number alone.
+    """Format a mean and its standard error; for a single seed, the mean only.
 
     >>> with_error(percent([0.5, 0.7])), with_error(percent([0.5]))
     ('60.0 ± 10.0', '50.0')
@@ -206,9 +206,9 @@ def paired_difference(
 def differences(
     results: Iterable[Result], pairs: Iterable[tuple[str, str]], names: Mapping[str, str]
 ) -> pd.DataFrame:
-    """A table for reading: method − baseline down, settings across, points with 95% intervals.
+    """A table for display: rows method − baseline, columns settings; points with 95% intervals.
 
-    `names` are of the methods, as they are to be read.
+    `names` has the displayed names of the methods.
     """
     results, rows = list(results), {}
     for pair in pairs:
@@ -220,7 +220,7 @@ def differences(
 
 
 def points(mean: float, low: float, high: float) -> str:
-    """A difference and its interval for reading; of a single seed, the difference alone.
+    """Format a difference and its interval; for a single seed, the difference only.
 
     An end that is rounded to zero keeps its sign, which decides whether zero lies inside.
 
@@ -233,7 +233,7 @@ def points(mean: float, low: float, high: float) -> str:
 
 
 def outcome(low: float, high: float) -> str:
-    """What the 95% interval of a difference, in points, says of the claim that it is above zero.
+    """The outcome of the claim that a difference is above zero, by its 95% interval in points.
 
     `MARGIN` was fixed before the runs: smaller differences are of no interest.
 
@@ -262,18 +262,18 @@ def finding(differences: Values) -> str:
 
 
 def verdict(results: Iterable[Result], method: str, baseline: str) -> str:
-    """In which settings the claim that a method is better than a baseline has which `outcome`."""
+    """The settings with each `outcome` of the claim that a method is better than a baseline."""
     results = list(results)
-    settings: dict[str, list[str]] = {word: [] for word in OUTCOMES}
+    settings: dict[str, list[str]] = {key: [] for key in OUTCOMES}
     for setting in _settings(results):
         _, low, high = paired_difference(results, setting, method, baseline)
         settings[outcome(low, high)].append(readable(setting))
-    lines = [f"{OUTCOMES[word]}: {', '.join(where)}" for word, where in settings.items() if where]
+    lines = [f"{OUTCOMES[key]}: {', '.join(names)}" for key, names in settings.items() if names]
     return "; ".join(lines)
 
 
 def readable(setting: str) -> str:
-    """A setting for reading: its noise, and in brackets what else it has.
+    """Format a setting: its noise, and its other properties in brackets.
 
     >>> readable("augmented_sym40"), readable("clean"), readable("augmented_clean100")
     ('40% symmetric (augmented)', 'clean', 'clean, 100 images (augmented)')
@@ -294,14 +294,14 @@ def readable(setting: str) -> str:
 
 
 def table(summary: Summary) -> pd.DataFrame:
-    """A table for reading: methods down, settings across, mean ± standard error in percent."""
+    """A table for display: rows methods, columns settings; mean ± standard error in percent."""
     return pd.DataFrame(
         {readable(s): {m: with_error(n) for m, n in ms.items()} for s, ms in summary.items()}
     )
 
 
 def costs(results: Iterable[Result], setting: str) -> pd.DataFrame:
-    """What each method costs in a setting: networks a prediction, seconds of training, means."""
+    """Mean costs of each method in a setting: networks per prediction, seconds of training."""
     frame = _frame(results)
     frame = frame[frame["setting"] == setting]
     means = frame.groupby("method", sort=False)[["networks", "train_seconds"]].mean()
@@ -350,13 +350,13 @@ def proportion(mask: Mask, level: float = 0.95, groups: Groups = None) -> Interv
 def paired_gain(right: Mask, baseline: Mask, level: float = 0.95, groups: Groups = None) -> Gain:
     """How much more accurate one predictor is than another on the same samples.
 
-    From which samples each gets right, the score interval of Tango (1998) for a difference of
-    paired shares: it rests on the samples on which the two differ, as McNemar's test does, and
-    keeps a width where none do.
+    Tango's (1998) score interval for a difference of paired proportions, from the masks of the
+    samples that each gets right. It compares the two on the samples on which they differ, as
+    McNemar's test does; if there are none, the interval still has a width.
 
     Samples of one group depend on each other (pixels of an image, visits of a patient). Then all
     counts are divided by the design effect, the variance between groups over that of independent
-    samples (Rao and Scott, 1992), and the quantile is Student's, of one less than the groups.
+    samples (Rao and Scott, 1992), with a t quantile of one degree of freedom less than groups.
 
     >>> right, baseline = np.ones(100, bool), np.arange(100) >= 10
     >>> print(paired_gain(right, baseline))
@@ -402,9 +402,9 @@ def gains(
 ) -> pd.DataFrame:
     """Test accuracies, and how much each is above the final network's, with an interval.
 
-    A row a predictor: single, early_stopping, window and best (mixtures that need no search),
-    fused, and others by the test samples that they get right. What needs choosing is chosen on
-    `val`. Columns are accuracy, gain over the final network and the ends of its interval
+    One row per predictor: single, early_stopping, window and best (mixtures that need no search),
+    fused, and `others`, given as masks of the test samples that they get right. All choices are
+    made on `val`. Columns are accuracy, gain over the final network and the ends of its interval
     (`paired_gain`), as shares of 1; `ahead`, `ahead_low` and `ahead_high` are the gain of the
     fusion over the predictor.
     """
@@ -429,7 +429,7 @@ def gains(
 
 
 def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
-    """The same as named numbers, for one line each."""
+    """The table of `gains` as named numbers, one per line when they are displayed."""
     rows: dict[str, float | Gain] = {
         f"test accuracy, {name}": float(value) for name, value in table["accuracy"].items()
     }
@@ -458,26 +458,26 @@ def _design_effect(
 ) -> tuple[float, float]:
     """The design effect of a mean, at least 1, and the quantile of an interval of this level.
 
-    Where fewer than `_FEW` groups hold other values than the median they say little of how alike a
-    group is, and its samples count as one.
+    If values other than the median occur in fewer than `_MIN_GROUPS` groups, the correlation
+    within groups cannot be estimated, and the samples of a group count as one.
     """
     if groups is None:
         return 1.0, float(norm.ppf((1 + level) / 2))
-    place = np.unique(groups, return_inverse=True)[1]
-    sizes, deviations = np.bincount(place), values - values.mean()
+    group_of = np.unique(groups, return_inverse=True)[1]
+    sizes, deviations = np.bincount(group_of), values - values.mean()
     number = len(sizes)
     if number < 2:
         return 1.0, math.inf
     spread = float((deviations**2).sum())
-    between = float((np.bincount(place, deviations) ** 2).sum()) * number / (number - 1)
+    between = float((np.bincount(group_of, deviations) ** 2).sum()) * number / (number - 1)
     effect = between / spread if spread else 1.0
-    if len(np.unique(place[values != np.median(values)])) < _FEW:
+    if len(np.unique(group_of[values != np.median(values)])) < _MIN_GROUPS:
         effect = max(effect, float((sizes**2).sum() / len(values)))
     return max(1.0, effect), float(student_t.ppf((1 + level) / 2, number - 1))
 
 
 def _score(delta: float, won: float, lost: float, samples: float) -> float:
-    """Tango's statistic: how many deviations the wins exceed what a gain of delta explains."""
+    """Tango's score statistic: the excess of wins over a gain of delta, in standard deviations."""
     b = (2 * samples - won + lost) * delta - won - lost
     c = -lost * delta * (1 - delta)
     lost_share = (math.sqrt(max(b * b - 8 * samples * c, 0)) - b) / (4 * samples)

@@ -21,7 +21,7 @@ Criterion = Callable[[Tensor, Batch], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """What changes while a run trains; without an average `ema` is the model itself."""
+    """Everything that training changes; without a moving average, `ema` is the model itself."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -43,12 +43,12 @@ class TrainingState:
 
 
 class Step:
-    """Steps of one run, which on a GPU may be replayed as CUDA `graphs`.
+    """The training step of one run; with `graphs` it is replayed as a CUDA graph on a GPU.
 
     Attributes:
-        losses: Loss of each training sample when it was last trained on, `[samples]`;
-            with a loss made for label noise its cross-entropy, so that runs compare.
-        right: Whether it was predicted as its label says, `[samples]`.
+        losses: Loss of each training sample in its last step, `[samples]`; for losses made
+            for label noise the cross-entropy instead, so that runs can be compared.
+        right: Whether each training sample was predicted as its label then, `[samples]`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Step:
         take(batch.images, batch.index, batch.view, rate)
 
     def close(self) -> None:
-        """Let go of the graphs and of the memory that they hold."""
+        """Release the CUDA graphs and their memory."""
         self._graphs = None
 
     def _take(self, images: Tensor, index: Tensor, view: Tensor, lr: float | Tensor) -> None:
@@ -129,26 +129,27 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
         parameters, lr, config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
     )
     if config.momentum and number_format(config.precision, device) == torch.float16:
-        for parameter in model.parameters():  # else a first step that overflows leaves it unset
+        for parameter in model.parameters():  # an overflow in the first step would leave it unset
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def make_scaler(config: RunConfig, device: torch.device) -> torch.amp.GradScaler:
-    """Keeps gradients in float16 from vanishing; in other number formats it is off."""
+    """The gradient scaler of a run: against underflow in float16, disabled in other formats."""
     half = number_format(config.precision, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    scaler.scale(torch.zeros((), device=device))  # its first use makes its state
+    scaler.scale(torch.zeros((), device=device))  # the first call allocates its state
     return scaler
 
 
 @torch.no_grad()
 def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the average towards the model; running statistics move too, counts are copied.
+    """Update the moving average; it includes BatchNorm's statistics, while counters are copied.
 
-    `AveragedModel` of torch would wait for the GPU in every step, and no graph can hold that.
+    Torch's `AveragedModel` synchronises with the GPU in every step, which no CUDA graph allows.
     """
-    pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))
+    averaged, current = ([*net.parameters(), *net.buffers()] for net in (ema, model))
+    pairs = list(zip(averaged, current, strict=True))  # weights that two layers share come once
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     averages, values = map(list, zip(*floating, strict=True))
     get_ema_multi_avg_fn(decay)(averages, values, 0)

@@ -1,10 +1,10 @@
-"""Record a training loop of your own: one line after each epoch, of any framework.
+"""Record your own training loop, in any framework, with one line after each epoch.
 
 A tracked folder holds `tracked.json` (labels, number of classes, ids and groups), `predicted.i32`
-and `probs.f16` (a row an epoch, appended), `checksums.u32` (their CRCs, two an epoch), and
-`checkpoints/epoch_NNNN.safetensors` where networks are given, of all epochs or of those that
-`keep` leaves. An epoch counts once its row of `predicted.i32` is whole, so that a loop which is
-killed loses nothing that it had noted.
+and `probs.f16` (one row per epoch, appended), `checksums.u32` (their CRCs, two per epoch), and,
+if networks are given, `checkpoints/epoch_NNNN.safetensors` of all epochs or of those that `keep`
+selects. An epoch counts once its row of `predicted.i32` is complete, so that a loop that is
+killed loses no noted epoch.
 """
 
 import dataclasses
@@ -24,29 +24,29 @@ from fmnlib.files import open_regular, write_whole
 from fmnlib.record import RunRecord, as_array, as_names, check_integers
 from fmnlib.scores import at_chance, covering
 
-_VERIFIED = 2**31  # bytes of probabilities that are checked whenever they are loaded
-_EARLY = 5  # epochs after which a network should know more than nothing
+_VERIFIED = 2**31  # most bytes of probabilities whose checksums are verified on loading
+_EARLY = 5  # epochs after which accuracy should be above chance
 
 
 class Tracker:
     """The growing record of a training loop, on disk.
 
     Args:
-        folder: Its folder; made at the first note.
+        folder: Folder of the record; created by the first `note`.
         labels: True classes `[samples]` of the fixed samples whose outputs are noted.
-        start: The epoch that is noted next, above 0 for a loop that goes on after a crash.
-        overwrite: Note epochs from `start` on anew where the folder holds them already.
-        outputs: What `note` is given, "logits" or "probs", for outputs that it would mistake.
+        start: The epoch that is noted next; above 0 to continue a loop after a crash.
+        overwrite: Replace the epochs from `start` on, 1 or later, that the folder already holds.
+        outputs: Whether `note` gets "logits" or "probs"; detected if not given.
         ids: As in `RunRecord`, integers or texts `[samples]`.
         groups: Likewise.
-        keep: Checkpoints that may lie on the disk at a time, 2 or more. Those are kept that
-            alone know the most samples of the validation half of split 0, and always the last
-            and the best (`fmnlib.scores.covering`); mixtures are of these epochs alone. The
-            predictions of all epochs stay.
+        keep: Most checkpoints on the disk at a time, 2 or more. The last, the best and those are
+            kept that alone are right about the most samples of the validation half of split 0
+            (`fmnlib.scores.covering`); only these epochs can be mixed. The predictions of all
+            epochs stay.
 
     Raises:
-        InputError: If the folder holds another loop's epochs, fewer than `start`, or more and
-            `overwrite` is not given.
+        InputError: If the folder holds another loop's epochs, any with `start` 0, fewer than
+            `start`, or more without `overwrite`.
 
     >>> import tempfile
     >>> tracker = Tracker(tempfile.mkdtemp() + "/tracked", labels=[0, 1])
@@ -77,11 +77,14 @@ class Tracker:
         if outputs not in ("logits", "probs", None):
             raise InputError(f'outputs is {outputs!r}; give "logits" or "probs"')
         self.labels, self.outputs = self.labels.astype(np.int64), outputs
-        if keep is not None and (keep < 2 or len(self.labels) < 2):
-            problem = f"keep is {keep} with {len(self.labels)} samples"
-            raise InputError(f"{problem}; keep 2 or more checkpoints, chosen by 2 or more samples")
         names = {"ids": ids, "groups": groups}
         given = {key: as_names(key, names[key], len(self.labels)) for key in names}
+        distinct = len(self.labels if given["groups"] is None else np.unique(given["groups"]))
+        if keep is not None and (keep < 2 or distinct < 2):
+            problem = f"keep is {keep} with {distinct} {'samples' if groups is None else 'groups'}"
+            raise InputError(
+                f"{problem}; keep 2 or more checkpoints, chosen by 2 or more of these"
+            )
         self.epochs = 0
         self._head = _Head(self.labels, 0, given["ids"], given["groups"], keep)
         if is_tracked(self.folder):
@@ -111,12 +114,12 @@ class Tracker:
             outputs: Logits or probabilities `[samples, classes]`: an array or a tensor of any
                 framework, or an object with `logits`. Rows that are not all of sum 1 are logits.
             model: The torch network in evaluation mode, or its state dictionary, for a checkpoint.
-            epoch: Its number, so that none is noted twice or left out.
+            epoch: Number of this epoch, checked so that none is skipped or noted twice.
 
         Raises:
             InputError: If the shape changes, the outputs are not finite or neither logits nor
-                probabilities (such as sigmoids), the network is in training mode, or it is another
-                epoch's turn. Nothing is written then.
+                probabilities (such as sigmoids), the network is in training mode, or `epoch` is
+                not the next one. Then nothing is written.
         """
         if epoch is not None and epoch != self.epochs:
             problem = f"epoch {epoch} is noted, but it is the turn of epoch {self.epochs}"
@@ -134,14 +137,14 @@ class Tracker:
         if not self._head.classes:
             self._head = _write_head(self.folder, self._head, classes)
         predicted = probs.argmax(axis=1).astype("<i4")  # before float16 makes ties
-        self._write(predicted, probs.astype("<f2"), state)
+        self._write(predicted, probs.astype("<f2", order="C"), state)  # a checksum is of rows
         if self.outputs is None and _softened_twice(probs):
-            told = 'outputs look like a softmax of a softmax; apply one, or say outputs="probs"'
-            warnings.warn(told, stacklevel=2)
+            problem = 'outputs look like a softmax of a softmax; apply one, or say outputs="probs"'
+            warnings.warn(problem, stacklevel=2)
         if self.epochs == _EARLY and at_chance(self.record().predicted, self.labels):
-            told = f"after {_EARLY} epochs no accuracy is above chance"
+            problem = f"after {_EARLY} epochs no accuracy is above chance"
             check = "have outputs and labels the same order of samples and of classes?"
-            warnings.warn(f"{told}; {check}", stacklevel=2)
+            warnings.warn(f"{problem}; {check}", stacklevel=2)
         return float((predicted == self.labels).mean())
 
     def _write(self, predicted: np.ndarray, probs: np.ndarray, state: Any) -> None:
@@ -218,11 +221,11 @@ def is_tracked(folder: Path | str) -> bool:
 
 
 def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "samples classes"]:
-    """Probabilities of rows of logits; of rows of probabilities, themselves.
+    """Convert rows of logits to probabilities; return rows of probabilities unchanged.
 
-    The rows `[samples, classes]` are an array, or have the name "logits". Where no kind, "logits"
-    or "probs", is given, rows that are all of sum 1 are probabilities. An `InputError` for rows
-    that are neither.
+    `outputs` is an array `[samples, classes]`, or has one as attribute or key "logits". If `kind`,
+    "logits" or "probs", is not given, rows that all sum to 1 are taken for probabilities. An
+    `InputError` if the rows are neither.
 
     >>> as_probs([[0.0, 0.0]]).tolist()
     [[0.5, 0.5]]
@@ -253,7 +256,7 @@ def as_probs(outputs: Any, kind: str | None = None) -> Float[np.ndarray, "sample
 
 
 def _why_not_logits(values: np.ndarray) -> str:
-    """What rows are that are not of sum 1 and would be poor logits; nothing if they may be."""
+    """What rows that do not sum to 1 look like; empty if they may be logits."""
     if values.min() < 0 or not np.ptp(values, axis=1).any():  # zeros of a fresh layer are logits
         return ""
     least, most = values.sum(axis=1).min(), values.sum(axis=1).max()
@@ -265,12 +268,12 @@ def _why_not_logits(values: np.ndarray) -> str:
 
 
 def _softened_twice(probs: Float[np.ndarray, "samples classes"]) -> bool:
-    """Whether the rows are the softmax of probabilities that are confident of several classes.
+    """Whether rows p are a softmax of probabilities q that are confident in several classes.
 
-    The logits of a softmax of q are log q's own: log p + c with c = (1 - sum log p) / classes
-    gives q back. A network that knows little yet is not confident, nor is one that boosts.
+    If p = softmax(q) and q sums to 1, then q = log p + c with c = (1 - sum log p) / classes. A
+    network early in training is not confident, nor is gradient boosting.
     """
-    logs = np.log(probs[:: 1 + len(probs) // 2000].clip(1e-300))  # some rows tell as much
+    logs = np.log(probs[:: 1 + len(probs) // 2000].clip(1e-300))  # at most 2000 rows are enough
     inner = logs + (1 - logs.sum(axis=1, keepdims=True)) / probs.shape[1]
     if inner.min() < -1e-3:
         return False
@@ -294,7 +297,7 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _append(path: Path, row: int, values: np.ndarray, size: int) -> None:
-    """Write a row of some bytes in place of what is there from it on, and flush it to the disk."""
+    """Write row number `row`, of `size` bytes, drop all later rows, and flush to the disk."""
     try:
         with open_regular(path, "ab") as file:
             file.truncate(row * size)
@@ -320,17 +323,17 @@ def _read(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.nda
 def _checkpoints(folder: Path) -> dict[int, Path]:
     files = (folder / "checkpoints").glob("epoch_*.safetensors")
     numbers = {file.stem.removeprefix("epoch_"): file for file in files}
-    return {int(number): file for number, file in numbers.items() if number.isdigit()}
+    return {int(number): file for number, file in numbers.items() if number.isdecimal()}
 
 
 def _kept(folder: Path, head: _Head, predicted: np.ndarray) -> np.ndarray:
-    """The epochs that a bounded loop keeps, of those whose checkpoints are there."""
+    """The epochs whose checkpoints exist and are kept under the limit `keep`."""
     assert head.keep is not None
-    there = np.array(sorted(e for e in _checkpoints(folder) if e < len(predicted)))
-    if not there.size:
+    stored = np.array(sorted(e for e in _checkpoints(folder) if e < len(predicted)))
+    if not stored.size:
         raise InputError(f"{folder} has lost its checkpoints; bring them back, or track it again")
-    val = _record(head, predicted[there]).split(0)[0]
-    return there[covering(val.correct, head.keep)]
+    val = _record(head, predicted[stored]).split(0)[0]
+    return stored[covering(val.correct, head.keep)]
 
 
 def _record(head: _Head, predicted: np.ndarray, probs: np.ndarray | None = None) -> RunRecord:
@@ -348,8 +351,8 @@ def _epochs(folder: Path, samples: int) -> int:
 
 def _write_head(folder: Path, head: _Head, classes: int) -> _Head:
     fields = vars(head) | {"classes": classes, "checksums": True}
-    known = {name: value for name, value in fields.items() if value is not None}
-    content = json.dumps(known, default=np.ndarray.tolist).encode()
+    present = {name: value for name, value in fields.items() if value is not None}
+    content = json.dumps(present, default=np.ndarray.tolist).encode()
     write_whole(folder / "tracked.json", content)
     return dataclasses.replace(head, classes=classes, crc=zlib.crc32(content))
 

@@ -58,14 +58,14 @@ def train(
 
     Args:
         config: What to train.
-        folder: The run's own folder; made if need be.
+        folder: The run's own folder; created if it does not exist.
         device: cpu, cuda or auto, which takes a GPU if there is one.
         data: The data set, if it is loaded already.
-        criterion: Loss per sample; the config's, with the data's labels, where not given.
-        build: Makes the network; where not given, that of the config.
-        initial: Weights to start from; fresh ones of the run's seed where not given.
-        progress: Show a bar.
-        deadline: Stop at the end of the epoch after which `time.monotonic()` would pass this.
+        criterion: Loss per sample; by default the config's loss on the data's labels.
+        build: Creates the network; by default that of the config.
+        initial: Weights to start from; by default new ones, drawn with the run's seed.
+        progress: Show a progress bar.
+        deadline: Value of `time.monotonic()` by which to stop, at the end of an epoch.
         graphs: Replay steps as CUDA graphs, on a GPU.
 
     Raises:
@@ -88,8 +88,8 @@ def train(
         raise InputError(f"{config.dataset} gives {len(data.labels)} training samples; take more")
     memory = new_memory(config, data.labels, data.classes)
     if memory is not None and world.size > 1:
-        several = f"loss is {config.loss!r}, which remembers samples, on {world.size} processes"
-        raise InputError(f"{several}; use one process, or gce or sce")
+        problem = f"loss is {config.loss!r}, which remembers samples, on {world.size} processes"
+        raise InputError(f"{problem}; use one process, or gce or sce")
     if build is None:
         with torch.device("meta"):  # a network that cannot be built leaves no folder behind
             _network(config, data)
@@ -105,7 +105,7 @@ def train(
             step = Step(config, data, parts, loss, world, graphs)
             recorder = Recorder(config, folder, data, parts.model) if world.first else None
             first = _resume(folder, parts, recorder, world)
-            name = config.id if build is None else "distilling"  # another's network has no such id
+            name = config.id if build is None else "distilling"  # the id names the config's model
             epochs = tqdm(range(first, config.epochs), name, config.epochs, initial=first,
                           disable=not (progress and world.first))  # fmt: skip
             with (
@@ -156,7 +156,7 @@ def predict(
 
     Args:
         model: The network.
-        data: What the images belong to.
+        data: The data set of the images.
         images: `[samples, channels, side, side]`, or their files.
         precision: As in `RunConfig`.
         transforms: Crops and flips of the images, as `sample_crop_flip` draws them.
@@ -176,12 +176,12 @@ def predict(
 
 
 def learning_rate(config: RunConfig, done: float) -> float:
-    """The learning rate when a share of the run is done, from 0 to 1.
+    """The learning rate after `done` of the run, a share from 0 to 1.
 
     It rises linearly in the warm-up, then follows `config.schedule`: cosine falls to 0 along a
     cosine; step divides by 10 at 1/2 and 3/4 of the run; constant stays;
-    cyclic repeats `config.cycles` cosines. The two tails halve the rate along a cosine until
-    `TAIL` of the run is done; then it stays constant, or falls to 0 in cycles.
+    cyclic repeats `config.cycles` cosines. constant_tail and cyclic_tail halve the rate along a
+    cosine until `TAIL` of the run; then constant_tail keeps it, and cyclic_tail repeats cosines.
 
     >>> [learning_rate(RunConfig(lr=1.0), done) for done in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
@@ -231,7 +231,7 @@ def _resume(folder: Path, parts: TrainingState, recorder: Recorder | None, world
     if not world.first:
         world.barrier()
     epoch, tensors = checkpoint.newest_state(folder) or (-1, {})
-    if world.first:  # it alone has set aside what is damaged
+    if world.first:  # only the first process renames damaged files; the others wait for it
         world.barrier()
     if world.broadcast(float(epoch)) != epoch:
         raise InputError(f"the processes read different states in {folder}; run again")
@@ -257,14 +257,14 @@ def _epochs(
         logits = predict(parts.ema, data, data.eval_images, config.precision, world=world)
         losses = world.all_reduce(step.losses.clone()).cpu()
         right = (world.all_reduce(step.right.long()) > 0).cpu()
-        logits, now = logits.cpu(), time.monotonic()  # when a GPU has done what was asked of it
+        logits, now = logits.cpu(), time.monotonic()  # after the GPU has finished
         outputs = EpochOutputs(logits, losses, right, lr, now - before)
         if recorder is not None:
             left = (config.epochs - epoch - 1) * (now - before)
             if left > _LONG and not epochs.disable and epoch == epochs.initial:
                 tqdm.write(_forecast(left, recorder.disk, data.device), sys.stderr)
             background.do(recorder.writing(epoch, outputs, checkpoint.snapshot(parts)))
-        late = world.broadcast(float(2 * now - before > deadline))  # each has its own clock
+        late = world.broadcast(float(2 * now - before > deadline))  # clocks of processes differ
         if late and epoch + 1 < config.epochs:
             background.wait()
             paused = f"{config.id} paused after {epoch + 1} of {config.epochs} epochs"
@@ -273,18 +273,18 @@ def _epochs(
 
 
 def _forecast(seconds: float, disk: int, device: torch.device) -> str:
-    """What a run will take, known from its first epoch."""
-    told = f"about {seconds / 60:.0f} minutes more, {disk / 1e9:.2f} GB on the disk"
+    """Remaining time, disk space and memory of a run, as a text, after its first epoch."""
+    text = f"about {seconds / 60:.0f} minutes more, {disk / 1e9:.2f} GB on the disk"
     if device.type == "cuda":
-        return f"{told}, {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB on the GPU"
+        return f"{text}, {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB on the GPU"
     if sys.platform == "win32":
-        return told
+        return text
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KB, on macOS in bytes
-    return f"{told}, {peak * (1 if sys.platform == 'darwin' else 1000) / 1e9:.1f} GB of memory"
+    return f"{text}, {peak * (1 if sys.platform == 'darwin' else 1000) / 1e9:.1f} GB of memory"
 
 
 def _train_epoch(step: Step, epoch: int) -> float:
-    """One pass over the training data; the learning rate of its last step."""
+    """Train for one epoch; return the learning rate of its last step."""
     config, data = step.config, step.data
     seed, samples = config.seed * 1_000_003 + epoch, len(data.labels)
     generator = torch.Generator(data.device).manual_seed(seed)
@@ -302,7 +302,7 @@ def _train_epoch(step: Step, epoch: int) -> float:
 
 
 def _eval_batch_size(data: DataSet) -> int:
-    """Images at a time: many small ones on a GPU, few large ones anywhere."""
+    """Batch size for prediction: large for images in memory, small for images in files."""
     if isinstance(data.eval_images, ImageFiles):
         return 256
     return 2500 if data.device.type == "cuda" else 1000

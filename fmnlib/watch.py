@@ -1,6 +1,6 @@
-"""Watch a torch model train: its outputs on fixed batches and its weights, epoch by epoch.
+"""Record a torch model during training: its outputs on fixed batches and its weights, by epoch.
 
-The callbacks for Lightning and for Hugging Face's Trainer are this, called at the right moments.
+The callbacks for Lightning and for Hugging Face's Trainer use it after each training epoch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +51,7 @@ class Watch:
 
 
 class WatchCallback:
-    """The common part of the callbacks that record every epoch with a `Watch`, as it is made."""
+    """Base class of the callbacks that record every epoch; the arguments are those of `Watch`."""
 
     watch: Watch | None = None  # stays None in all processes but the first
 

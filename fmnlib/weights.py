@@ -1,8 +1,8 @@
-"""The files of checkpoints that others wrote: which they are, what they hold, and ours to write.
+"""Checkpoint files of other programs: find them, read their weights, load these, write our own.
 
-Files may be safetensors, or `.pt` and the like as `torch.save` writes them. Nothing is unpickled
-but tensors and plain containers (torch's `weights_only`): in the place of any other class that a
-file names, such as one among the hyper-parameters, an empty object is put.
+Files are safetensors, or `.pt` and the like as `torch.save` writes them. Only tensors and plain
+containers are unpickled (torch's `weights_only`): an object of any other class, such as one among
+the hyper-parameters, is replaced by an empty one.
 """
 
 import glob
@@ -30,7 +30,7 @@ _ENTRIES = {
 
 
 class _Ignored:
-    """Takes the place of an object of any class in a file; it is not looked at."""
+    """Placeholder for an object of any other class in a file; its content is ignored."""
 
     def __new__(cls, *args: Any, **options: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -73,9 +73,9 @@ def find_checkpoints(pattern: str) -> list[Path]:
 
 
 def _pattern(paths: Sequence[Path]) -> str:
-    """One that these files alone match, if it is simple; else an example."""
+    """A simple glob pattern that exactly these files match, if there is one; else an example."""
     if paths:
-        # All from the first digit of a name to its last one is what differs.
+        # Names are taken to differ only between their first and their last digit.
         found = str(paths[0].with_name(re.sub(r"\d(.*\d)?", "[0-9]*", paths[0].name)))
         if set(map(Path, glob.glob(found))) == set(paths):
             return found
@@ -104,19 +104,19 @@ def read_state_dict(path: Path, kind: Kind = "model") -> dict[str, Tensor]:
     try:
         stored = _load(path, foreign)
     except Exception as error:  # zip, pickle, torch and safetensors raise a dozen kinds
-        told = " ".join(str(error).split())[:90] or "it ends too early"
-        reason = f"it holds {objects}" if foreign else told
+        message = " ".join(str(error).split())[:90] or "it ends too early"
+        reason = f"it holds {objects}" if foreign else message
         raise InputError(f"{path} cannot be read ({reason}); save its state_dict") from error
-    holds = dict(stored) if isinstance(stored, Mapping) else {}
-    entries = [name for name in _ENTRIES[kind] if isinstance(holds.get(name), Mapping)]
-    if kind == "ema" and not entries and "current_model_state" in holds:
+    mapping = dict(stored) if isinstance(stored, Mapping) else {}
+    entries = [name for name in _ENTRIES[kind] if isinstance(mapping.get(name), Mapping)]
+    if kind == "ema" and not entries and "current_model_state" in mapping:
         entries = ["state_dict"]  # Lightning puts the average there
     if kind == "ema" and not entries:
         problem = f"{path} has no moving average ({', '.join(_ENTRIES['ema'])})"
-        raise InputError(f"{problem} but {_listed(holds)}; leave out --weights ema")
-    state = dict(holds[entries[0]]) if entries else holds
+        raise InputError(f"{problem} but {_listed(mapping)}; leave out --weights ema")
+    state = dict(mapping[entries[0]]) if entries else mapping
     if not state or not all(map(torch.is_tensor, state.values())):
-        content = _listed(holds) if holds else type(stored).__name__
+        content = _listed(mapping) if mapping else type(stored).__name__
         if any(isinstance(value, _Ignored) for value in (stored, *state.values())):
             content = objects
         raise InputError(f"{path} holds no state_dict but {content}; save model.state_dict()")
@@ -132,8 +132,8 @@ def write_state_dict(path: Path, state: State) -> None:
 def load_weights(model: nn.Module, state: State, name: str = "the checkpoint") -> nn.Module:
     """Load weights into a model, and set it to evaluation.
 
-    A prefix that all names share, such as `module.` of a parallel model or the attribute of a
-    LightningModule, is left out. An `InputError` if names or shapes differ from the model's.
+    A prefix, such as `module.` of a parallel model or the attribute of a LightningModule, is
+    removed, and names without it are ignored. An `InputError` if names or shapes then differ.
 
     >>> state = {"net.weight": torch.ones(1, 1), "net.bias": torch.zeros(1)}
     >>> load_weights(nn.Linear(1, 1), state).bias
@@ -189,4 +189,4 @@ def _is_ours(path: Path) -> bool:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -151,6 +151,11 @@ def test_bad_input_is_told_in_one_line(fields, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_student_is_a_config():
+    with pytest.raises(InputError, match="student is 'kf'; give a StudentConfig or None"):
+        RunConfig(student="kf")
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASE.epochs = 3

@@ -207,3 +207,20 @@ def test_the_validation_half_can_train_as_well_or_alone():
     assert torch.equal(added.flipped, torch.cat([noisy.flipped, alone.flipped]))
     assert torch.equal(added.eval_images, noisy.eval_images)
     assert len(test) == len(noisy.eval_labels) - len(val)
+
+
+def test_a_half_that_is_held_out_brings_its_wrong_labels():
+    noisy = RunConfig(noise="symmetric", noise_rate=0.4)
+    some = dataclasses.replace(noisy, evaluate="heldout", train_samples=800)
+    alone = load(dataclasses.replace(some, validation_half="alone:0"))
+    assert len(alone.labels) == 100
+    true = {
+        image.numpy().tobytes(): y
+        for image, y in zip(load(RunConfig()).images, load(RunConfig()).labels, strict=True)
+    }
+    wrong = [
+        true[image.numpy().tobytes()] != y
+        for image, y in zip(alone.images, alone.labels, strict=True)
+    ]
+    assert 20 < sum(wrong) < 60
+    assert alone.flipped.tolist() == wrong

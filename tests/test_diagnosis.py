@@ -414,6 +414,7 @@ def test_the_advice_is_the_cheapest_that_is_not_certainly_worse():
     assert advice((1, good, good), (5, better, none)) == ("distil", "1")
     assert advice((1, none, none), (5, good, none), (7, better, none)) == ("distil", "1")
     assert advice((1, good, good), (5, good, good), (7, better, none)) == ("distil", "2")
+    assert advice((1, good, good), (5, good, none), (3, better, none)) == ("distil", "2")
 
 
 def test_the_gain_is_scored_on_samples_that_did_not_choose():

@@ -181,6 +181,7 @@ def test_people_are_told_how_the_images_were_read(fmn):
         ("--output /proc/fused.safetensors", "/proc/fused.safetensors cannot be written ("),
         ("--epochs 0", "epochs is 0 and lr is 0.01; give more than 0"),
         ("--window 20", "window is 20 with 25 kept epochs; allow 0 to 12"),
+        ("--mix best --window 2", "leave out --start, --window, --max-picks and --grid"),
         ("digits", "give a run, or --checkpoints 'ckpt/*.pt' --model NAME --data FOLDER"),
     ],
 )
@@ -220,6 +221,13 @@ def test_a_network_that_was_written_is_no_checkpoint(tmp_path):
     write_state_dict(tmp_path / "fused.safetensors", {"w": torch.ones(1)})
     found = find_checkpoints(f"{tmp_path}/*.safetensors")
     assert [path.name for path in found] == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_digit_that_is_no_decimal_may_be_in_a_name(tmp_path):
+    for name in ("e10.pt", "e9².pt", "e9.pt"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = find_checkpoints(f"{tmp_path}/*.pt")
+    assert [path.name for path in found] == ["e9.pt", "e9².pt", "e10.pt"]
 
 
 @pytest.mark.parametrize(

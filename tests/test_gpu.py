@@ -59,7 +59,7 @@ def stand_in(gpu):
 
 
 def refuse_waits(patch, gpu):
-    epoch, prove = training._train_epoch, Graphs._prove
+    epoch, prove = training._train_epoch, Graphs._verify
 
     def strict(*given):
         with gpu.refusing_waits():
@@ -70,7 +70,7 @@ def refuse_waits(patch, gpu):
             prove(*given)
 
     patch.setattr(training, "_train_epoch", strict)
-    patch.setattr(Graphs, "_prove", proof)
+    patch.setattr(Graphs, "_verify", proof)
 
 
 @pytest.fixture

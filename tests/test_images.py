@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 import multiprocessing
 import os
 import subprocess
@@ -256,6 +257,7 @@ def memory():
         ({"resize": 100}, "size is 224 and resize is 100; give 1 or more, and resize 0 or"),
         ({"mean": (0.5, 0.5), "std": (1.0,)}, r"mean is \(0.5, 0.5\) and std is \(1.0,\); give"),
         ({"std": (0.0, 1.0, 1.0)}, "give one or three numbers each, std above 0"),
+        ({"std": (math.nan, 1.0, 1.0)}, "give one or three numbers each, std above 0"),
         ({"mean": (127.0,), "std": (1.0,)}, r"mean is \(127.0,\); give it for pixels from 0"),
     ],
 )

@@ -113,7 +113,9 @@ def test_a_tracked_loop_ranks_the_samples_of_a_second_tracker(fmn, tmp_path):
     table = pd.read_csv(csv)
     assert table["index"].tolist() == [0, 1]
     assert table["score"].tolist() == pytest.approx([0.8, -0.6], abs=1e-3)
-    assert "--train, another one" in fmn("labels", val, "--csv", tmp_path / "other.csv")[2]
+    assert (
+        "a Tracker's folder with --train" in fmn("labels", val, "--csv", tmp_path / "other.csv")[2]
+    )
 
 
 def test_where_the_best_epoch_starts_validation_accuracy_cannot_fall_below_it(runs_root):
@@ -191,7 +193,10 @@ def test_checkpoint_files_rank_the_labels_of_a_folder(fmn, tmp_path, monkeypatch
     wrong = (given != truth)[number]
     assert wrong[: wrong.sum()].mean() > 0.8
     assert "suggested" in (tmp_path / "wrong.html").read_text()
-    assert "give a run, or --checkpoints" in fmn("labels", "--csv", "other.csv")[2]
+    without_model = "--checkpoints", "e*.pt", "--data", "val"  # not a run of any name
+    for options in ((), without_model):
+        _, _, err = fmn("labels", "--csv", "other.csv", *options)
+        assert "give a run, or --checkpoints" in err
     # Of equal weights, the mixture is the mean of the networks' probabilities, in file order.
     shape = {"size": 8, "resize": 8, "mean": (0.0,), "std": (1.0,)}
     files = CheckpointFiles(

@@ -122,7 +122,7 @@ def test_the_estimated_matrix_is_the_mean_prediction_of_each_class_at_the_end():
         for j in range(3):
             by_hand[i, j] = sum(val.probs[-1][k, j] for k in members) / len(members)
     np.testing.assert_allclose(estimated_matrix(val), by_hand, atol=1e-3)
-    with pytest.raises(InputError, match="this is a test half, which estimates nothing"):
+    with pytest.raises(InputError, match="this is a test half: nothing may be estimated"):
         estimated_matrix(test)
     with pytest.raises(InputError, match="class 1 has no sample in the validation half; its row"):
         estimated_matrix(RunRecord.from_arrays(probs[:, :2], np.array([0, 2])))

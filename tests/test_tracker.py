@@ -602,9 +602,19 @@ def test_a_bound_that_is_none_is_refused(tmp_path, keep):
         load_tracked(tmp_path / "t")
 
 
+def test_outputs_may_be_transposed(tmp_path):
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), 4)
+    tracker = Tracker(tmp_path / "t", LABELS)
+    tracker.note(np.asfortranarray(probs))
+    tracker.note(torch.from_numpy(np.ascontiguousarray(np.log(probs).T)).T)
+    np.testing.assert_allclose(load_tracked(tmp_path / "t").probs, [probs] * 2, atol=1e-3)
+
+
 def test_a_bounded_tracker_says_what_it_needs(tmp_path):
     with pytest.raises(InputError, match="keep is 1 with 4 samples; keep 2 or more"):
         Tracker(tmp_path / "t", LABELS, keep=1)
+    with pytest.raises(InputError, match="keep is 2 with 1 groups; keep 2 or more"):
+        Tracker(tmp_path / "t", LABELS, keep=2, groups=[7] * len(LABELS))
     tracker = Tracker(tmp_path / "t", LABELS, keep=2)
     with pytest.raises(InputError, match="keep is 2, but no network is given; note the model"):
         tracker.note(outputs(0))

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import os
 import re
@@ -18,6 +19,7 @@ from fmnlib.data import load
 from fmnlib.distillation import distill, members_of, student_config
 from fmnlib.record import LOSS_EDGES
 from fmnlib.scores import covering
+from fmnlib.step import _update_ema
 from fmnlib.training import build_model, learning_rate, predict, train
 
 SMALL = RunConfig(noise="symmetric", noise_rate=0.2, train_samples=200, eval_samples=50, epochs=4)
@@ -157,6 +159,16 @@ def test_ema_follows_parameters_and_batchnorm_statistics(tmp_path):
         expected = (start[key] + value) / 2 if value.is_floating_point() else value
         torch.testing.assert_close(ema[key], expected)
     assert not torch.equal(ema["1.running_mean"], start["1.running_mean"])
+
+
+def test_ema_moves_shared_weights_once_a_step():
+    first = torch.nn.Linear(2, 2, bias=False)
+    model = torch.nn.Sequential(first, first)
+    ema = copy.deepcopy(model)
+    with torch.no_grad():
+        ema[0].weight.zero_()
+    _update_ema(ema, model, 0.75)
+    torch.testing.assert_close(ema[1].weight, first.weight / 4)
 
 
 def test_learning_rates():

@@ -11,7 +11,7 @@ from fmnlib.watch import Watch, WatchCallback
 class RecordEpochs(WatchCallback, TrainerCallback):
     """Keep the model's outputs on `batches` and its weights after every training epoch.
 
-    A training that goes on from the Trainer's own checkpoint goes on in the folder as well. Where
+    A training resumed from the Trainer's own checkpoint continues the record in the folder. If
     several processes train, the first one records.
 
     The arguments are as in `Watch`; batches are mappings that hold "labels" beside the model's
@@ -23,13 +23,13 @@ class RecordEpochs(WatchCallback, TrainerCallback):
     ) -> None:
         """Open the folder, at the epoch that training starts from."""
         if state.is_world_process_zero:
-            whole = int((state.epoch or 0) + 1e-6)  # a checkpoint may lie within an epoch
-            self.watch = Watch(self.folder, self.batches, start=whole, **self.options)
+            start = int((state.epoch or 0) + 1e-6)  # a checkpoint may lie within an epoch
+            self.watch = Watch(self.folder, self.batches, start=start, **self.options)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         """Record the epoch."""
         if self.watch is not None:
-            last = math.ceil((state.epoch or 0) - 1e-6) - 1  # max_steps may end within an epoch
-            self.watch.note(rest["model"], epoch=last)
+            epoch = math.ceil((state.epoch or 0) - 1e-6) - 1  # max_steps may end within an epoch
+            self.watch.note(rest["model"], epoch=epoch)

@@ -8,7 +8,7 @@ from fmnlib.watch import Watch, WatchCallback
 class RecordEpochs(WatchCallback, Callback):
     """Keep the module's outputs on `batches` and its weights after every training epoch.
 
-    A training that goes on from Lightning's own checkpoint goes on in the folder as well. Where
+    A training resumed from Lightning's own checkpoint continues the record in the folder. If
     several processes train, the first one records.
 
     The arguments are as in `Watch`; batches are pairs `(inputs, labels)`, such as a DataLoader

@@ -1,6 +1,6 @@
-"""Score ways of choosing on the halves of recorded runs, and vary what they may choose from.
+"""Score selection methods on the halves of recorded runs, and vary what they select from.
 
-A way of choosing is a function from the validation half of a run to weights over its epochs.
+A selection method is a function from the validation half of a run to weights over its epochs.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ def scored(
     item: str,
     extra_seconds: float = 0.0,
 ) -> list[Result]:
-    """Choose on the validation half of each split, in each way, and score on its test half.
+    """Select by each method on the validation half of each split; score on the test half.
 
-    The configs of the records name setting and seed, a way's name is the method of its results.
-    Without splits each run has the one of its training seed. Every way needs the extra seconds of
-    training besides the run's own.
+    `ways` has the methods by name. Setting and seed come from the records' configs; without
+    `splits` each run has the split of its training seed. `extra_seconds` of training count for
+    every method, besides the run's own.
     """
     results = []
     for record, split, val, test in _splits(records, splits):
@@ -44,7 +44,7 @@ def scored(
 
 
 def given(change: Callable[[RunRecord], RunRecord], choose: Search) -> Search:
-    """The way that chooses from a changed validation half.
+    """The selection method `choose`, applied to a changed validation half.
 
     >>> record = RunRecord.from_arrays(np.full((6, 9, 2), 0.5), [0] * 9)
     >>> from fmnlib.fusion import uniform
@@ -55,7 +55,7 @@ def given(change: Callable[[RunRecord], RunRecord], choose: Search) -> Search:
 
 
 def always(fusion: Fusion) -> Search:
-    """The way that takes the same fusion whatever the validation half is."""
+    """The selection method that returns this fusion for any validation half."""
     return lambda val: fusion
 
 
@@ -69,9 +69,9 @@ def spaced(val: RunRecord, count: int) -> RunRecord:
 
 
 def early(val: RunRecord, count: int) -> RunRecord:
-    """The record with some epochs alone, dense at first: spaced as a geometric series.
+    """The record reduced to `count` epochs, geometrically spaced: dense at the beginning.
 
-    First and last are among them; numbers that the rounding would repeat move on by one.
+    The first and the last are included; epochs that rounding would repeat move on by one.
 
     >>> early(RunRecord.from_arrays(np.full((16, 1, 2), 0.5), [0]), 5).kept.tolist()
     [0, 1, 3, 7, 15]
@@ -82,7 +82,7 @@ def early(val: RunRecord, count: int) -> RunRecord:
 
 
 def fewer(val: RunRecord, count: int) -> RunRecord:
-    """Some samples of a validation half, drawn at random.
+    """A random subset of `count` samples of a validation half.
 
     >>> len(fewer(RunRecord.from_arrays(np.full((2, 9, 2), 0.5), [0] * 9), 4).labels)
     4

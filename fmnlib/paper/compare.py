@@ -109,14 +109,14 @@ def merged_jobs(config: RunConfig, best: Fusion, kf: Fusion, teacher_views: int)
 
 
 def _score_jobs(parts: Sequence[_Part], item: str, fresh: bool) -> list[Result]:
-    """Make jobs, and score each; it needs the training of the runs that it is made from, too."""
+    """Run jobs and score their records; the training time of their teachers counts as well."""
     records = runs.obtain([job for job, _, _ in parts], fresh=fresh)
     teachers = [[*dict.fromkeys(m.config for m in job.members)] for job, _, _ in parts]
     every = [*dict.fromkeys(itertools.chain(*teachers))]
     seconds = dict(zip(every, map(_seconds, runs.obtain(every, fresh=fresh)), strict=True))
     results = []
-    for (_, ways, splits), record, made_from in zip(parts, records, teachers, strict=True):
-        cost = sum((seconds[config] for config in made_from), 0.0)
+    for (_, ways, splits), record, configs in zip(parts, records, teachers, strict=True):
+        cost = sum((seconds[config] for config in configs), 0.0)
         results += scored([record], splits, ways, item=item, extra_seconds=cost)
     return results
 
@@ -204,8 +204,8 @@ def training_methods(
 
     snapshot (Huang et al., 2017): a cyclic rate, the networks at the ends of its cycles. fge
     (Garipov et al., 2018): the same in the last quarter. swa (Izmailov et al., 2018): a constant
-    rate in the last quarter, for the mean of the weights of so many networks. ema: what is
-    recorded is the moving average of the weights, of this decay a step.
+    rate in the last quarter, for the mean of the weights of so many networks. ema: the moving
+    average of the weights is recorded, with this decay per step.
 
     >>> of_eight = training_methods(RunConfig(epochs=8), 2)
     >>> {name: np.flatnonzero(fusion.weights).tolist() for name, (_, fusion) in of_eight.items()}
@@ -217,8 +217,8 @@ def training_methods(
         cycles = config.cycles if name == "swa" else max(1, networks)
         changed = dataclasses.replace(config, schedule=schedule, cycles=cycles)
         first, epochs = changed.tail_epoch, config.epochs
-        whole = first == 0 or first == TAIL * epochs
-        if networks < 1 or not whole or (epochs - first) % networks:
+        exact = first == 0 or first == TAIL * epochs
+        if networks < 1 or not exact or (epochs - first) % networks:
             part = f"the last quarter of {epochs}" if first else f"the {epochs}"
             raise InputError(f"networks is {networks}; choose a number that divides {part} epochs")
         length = (epochs - first) // networks

@@ -23,9 +23,9 @@ from fmnlib.plots import METHODS
 from fmnlib.record import RunRecord
 from fmnlib.runs import Job
 
-_SPLIT = 0  # the only one: the seeds give the uncertainty
+_SPLIT = 0  # one split: the uncertainty is over training seeds
 _MEMBERS = 3  # networks of an independent ensemble
-_FORGOTTEN = 12  # images that are published of a run
+_FORGOTTEN = 12  # forgotten images that are published per run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ def publish(every: Sequence[Cell], target: Path) -> int:
             results = [r for r in results if whole or r.method != "independent"]
             record.save(target / "records" / f"{cell.config.id}.npz", light=True)
             found["kf_weights"] = knowledge_fusion(record.split(_SPLIT)[0]).weights.tolist()
-            if cell.config.seed == every[0].config.seed:  # the images are to be seen, not counted
+            if cell.config.seed == every[0].config.seed:  # examples to look at: one seed is enough
                 _save_forgotten(record, target / "forgotten" / f"{cell.config.id}.npz")
         found["results"] = [dataclasses.asdict(result) for result in results]
         new[cell.id] = found
@@ -203,11 +203,11 @@ def publish(every: Sequence[Cell], target: Path) -> int:
 def _save_forgotten(record: RunRecord, path: Path) -> None:
     """The images that were right after the most epochs and are wrong at the end, to be shown."""
     assert record.config is not None
-    known = record.correct[:-1].sum(axis=0) * ~record.correct[-1]
-    most = np.argsort(-known, kind="stable")[:_FORGOTTEN]
+    epochs_right = record.correct[:-1].sum(axis=0) * ~record.correct[-1]
+    most = np.argsort(-epochs_right, kind="stable")[:_FORGOTTEN]
     data = load(record.config)
     [images] = data.gather(data.eval_images, [torch.from_numpy(most)])
-    about = {"label": record.labels, "predicted": record.predicted[-1], "epochs": known}
+    about = {"label": record.labels, "predicted": record.predicted[-1], "epochs": epochs_right}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, image=images.numpy(), **{k: v[most] for k, v in about.items()})
     write_whole(path, buffer.getvalue())
@@ -222,7 +222,7 @@ def _named(every: Sequence[Cell]) -> Iterator[tuple[Cell, str, Job | None]]:
 
 
 def _jobs(cell: Cell) -> Iterator[tuple[str, Job | None]]:
-    """The networks of a cell; None for those that are known once the run is complete."""
+    """The networks of a cell by name, with jobs; None until the run they depend on is complete."""
     config = cell.config
     ensemble = compare.independent_members(config, _MEMBERS)
     if cell.wider:

@@ -74,7 +74,7 @@ def mark_points(ax: Axes, points: Float[np.ndarray, "samples 2"]) -> Axes:
 
 
 def forget_map(ax: Axes, time: Float[np.ndarray, "side side"], epochs: int) -> Axes:
-    """The last epoch at which each place was right, where it is wrong at the end; else NaN."""
+    """Map of `time`, the last epoch at which each point was right; NaN if right at the end."""
     image = ax.imshow(time, cmap="viridis", vmin=0, vmax=epochs, origin="lower", extent=_SQUARE)
     assert ax.figure is not None
     ax.figure.colorbar(image, ax=ax, label="last epoch at which it was right", shrink=0.9)
@@ -97,7 +97,7 @@ def paths(
 def order_of_error(
     ax: Axes, errors: Sequence[tuple[str, Curve, Curve]], order: int, xlabel: str
 ) -> Axes:
-    """Name, scales and errors on logarithmic axes, beside a line of the order claimed."""
+    """Errors against scales on logarithmic axes, with a guide line of the claimed order."""
     for (name, scale, error), (color, _), marker in zip(errors, LINES, "os^Dv", strict=False):
         ax.loglog(scale, error, color=color, ls="", marker=marker, label=name)
     _, scale, error = errors[0]

@@ -12,7 +12,7 @@ from fmnlib.stats import Summary
 
 
 def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
-    """Show where an item's numbers come from, and leave them in the notebook for the book.
+    """Show the origin of an item's numbers, and store both in the notebook's output for the book.
 
     The item is the notebook's name without its number; the numbers rest on the records.
     """

@@ -159,7 +159,7 @@ def early_forget_time(
     lr: float,
     depth: int = 1,
 ) -> Float[np.ndarray, " samples"]:
-    """When each point would be forgotten at the separator's first speed, in steps.
+    """Steps after which each point would be forgotten if the separator kept its initial speed.
 
     F(0) / -F'(0), with F = w y x and F' = -lr y L sum_j (w_j(0) - w_j^opt) s_j x_j + O(lr^2)
     (AAAI, section 4): mass on the leading components makes for early forgetting. Infinite for
@@ -209,12 +209,12 @@ def truncated_predictions(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far a linear model and a network forget the same, epoch by epoch of the network."""
+    """How closely a linear model and a network forget the same samples, by network epoch."""
 
-    #: Of membership in S(k) and in M(n), Pearson's; 0 where a set is empty or full
+    #: Pearson's correlation of membership in S(k) and in M(n); 0 where a set is empty or full
     correlation: Float[np.ndarray, " epochs"]
-    share: Float[np.ndarray, " epochs"]  #: Of M(n) that is in S(k)
-    #: The same after exchanges of samples
+    share: Float[np.ndarray, " epochs"]  #: Share of M(n) that is in S(k)
+    #: The correlation after each random exchange of samples
     correlation_by_chance: Float[np.ndarray, "rounds epochs"]
     share_by_chance: Float[np.ndarray, "rounds epochs"]  #: Likewise
 
@@ -254,7 +254,7 @@ def agreement(
 
 
 def p_value(observed: float, chance: Float[np.ndarray, " rounds"]) -> float:
-    """How likely chance does as well: a one-sided permutation test, never 0; NaN of a NaN.
+    """The p-value of a one-sided permutation test; never 0, and NaN if `observed` is NaN.
 
     >>> p_value(3.0, np.array([1.0, 2.0, 3.0]))
     0.5
@@ -293,7 +293,7 @@ def _overlap_share(shallow: Sets, deep: Sets) -> Float[np.ndarray, " rows"]:
 def _shuffled(
     groups: Int[np.ndarray, " samples"], rounds: int, seed: int = 0
 ) -> Int[np.ndarray, "rounds samples"]:
-    """Orders that exchange samples within their group alone."""
+    """Random permutations of the samples within their groups."""
     rng, place = np.random.default_rng(seed), np.argsort(groups, kind="stable")
     shuffled = [np.lexsort((rng.random(len(groups)), groups)) for _ in range(rounds)]
     return np.array(shuffled)[:, np.argsort(place)]
