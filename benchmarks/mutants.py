@@ -42,7 +42,7 @@ REASONS = {
     "diagnosis: condition as False in `if not isinstance(probs, Col": (
         "a view of the same numbers, which takes less memory"
     ),
-    "diagnosis: Mult as Div in `unseen=mean_gain(known * 1.0": "the same numbers",
+    "diagnosis: Mult as Div in `hidden_loss=mean_gain(known * 1.0": "the same numbers",
     "fusion: USub left out in `count[width <= _ROUNDING]": (
         "so narrow an interval is never the widest of the best"
     ),

@@ -93,23 +93,23 @@ def snapshot(parts: TrainingState) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in parts.tensors().items()}
 
 
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, which is removed from the names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def restore(parts: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `snapshot` copied."""
-    parts.model.load_state_dict(under(tensors, "model."))
+    parts.model.load_state_dict(strip_prefix(tensors, "model."))
     if parts.ema is not parts.model:
-        parts.ema.load_state_dict(under(tensors, "ema."))
+        parts.ema.load_state_dict(strip_prefix(tensors, "ema."))
     if parts.memory is not None:
         parts.memory.targets.copy_(tensors["loss.targets"])
-    for name, value in under(parts.tensors(), "scaler.").items():
+    for name, value in strip_prefix(parts.tensors(), "scaler.").items():
         value.copy_(tensors.get(f"scaler.{name}", value))
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in under(tensors, "optimizer.").items():
+    for name, value in strip_prefix(tensors, "optimizer.").items():
         number, _, key = name.partition(".")
         parameter = parameters[int(number)]
         if value.shape == parameter.shape:  # fused updates need the parameter's strides

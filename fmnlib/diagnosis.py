@@ -63,11 +63,13 @@ class Diagnosis:
     networks: int  #: Number of networks in each mixture that the verdict compares
     around: int  #: Epoch in the middle of the best mixture of earlier networks
     #: Fall in the mean accuracy of single networks, from those around an earlier epoch to the last
-    fell: Gain
+    accuracy_drop: Gain
     #: Knowledge that the late networks together lack: the gain, over a mixture of late networks,
     #: of a mixture of networks around an earlier epoch, or of half of these and half of the last
     lost: Gain
-    unseen: Gain  #: `lost` minus `fell`: the lost knowledge that accuracy does not show
+    hidden_loss: (
+        Gain  #: `lost` minus `accuracy_drop`: the lost knowledge that accuracy does not show
+    )
     #: One row per class, by name if the record has names: samples, the share forgotten, and `lost`
     #: within the class with the ends of its interval; the intervals hold for all classes together
     #: (Bonferroni)
@@ -76,7 +78,7 @@ class Diagnosis:
     options: tuple[Option, ...]  #: What can be done, the cheapest first
     #: Gain of Knowledge Fusion over the best option that needs no search; None without
     #: probabilities
-    over_free: Gain | None
+    over_simple: Gain | None
 
     @property
     def verdict(self) -> Verdict:
@@ -85,7 +87,7 @@ class Diagnosis:
         classic: accuracy fell. local: accuracy held, but knowledge was lost. The fall or the loss
         must be certain (its interval lies above 0) and at least `fmnlib.stats.MARGIN` points.
         """
-        if _certain(self.fell):
+        if _certain(self.accuracy_drop):
             return "classic"
         return "local" if _certain(self.lost) else "none"
 
@@ -120,7 +122,7 @@ class Diagnosis:
     @property
     def sentences(self) -> list[str]:
         """The diagnosis in plain words: what to do, and why."""
-        return [self._advice(), self._over_free(), self._why(), *self._forgotten()]
+        return [self._advice(), self._over_simple(), self._why(), *self._forgotten()]
 
     def __str__(self) -> str:
         """The first sentence, what each option gains, and why; lines of at most 76 characters."""
@@ -153,21 +155,21 @@ class Diagnosis:
         others = "no option that costs more is certainly better on these samples"
         return f"{action}: {best.gain} over the final network{how}; {others}."
 
-    def _over_free(self) -> str:
-        if self.over_free is None:
+    def _over_simple(self) -> str:
+        if self.over_simple is None:
             return "Mixtures are not scored: the record holds no probabilities."
-        return f"Knowledge Fusion less the best of those that need no search: {self.over_free}."
+        return f"Knowledge Fusion minus the best of those that need no search: {self.over_simple}."
 
     def _why(self) -> str:
         late = f"{self.networks} late ones together" if self.networks > 1 else "the last one"
         lost = f"with networks around epoch {self.around}, {late} would gain {self.lost}"
-        moved, ends, change = "fell", (self.fell.low, self.fell.high), self.fell.value
-        if change < 0:
-            moved, ends, change = "rose", (-self.fell.high, -self.fell.low), -change
-        fell = f"the accuracy of a network {moved} by {100 * change:.1f} points"
-        fell += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+        drop, moved = self.accuracy_drop, "fell"
+        if drop.value < 0:
+            drop, moved = Gain(-drop.value, -drop.high, -drop.low), "rose"
+        fell = f"the accuracy of a network {moved} by {100 * drop.value:.1f} points"
+        fell += f" ({100 * drop.low:.1f} to {100 * drop.high:.1f})"
         if self.verdict == "classic":
-            more = "more was lost than that shows: " if self.unseen.low > 0 else ""
+            more = "more was lost than that shows: " if self.hidden_loss.low > 0 else ""
             return f"Classic overfitting: {fell}; {more}{lost}."
         if self.verdict == "local":
             return f"Local overfitting: accuracy held, but knowledge was lost; {lost}; {fell}."
@@ -235,7 +237,7 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
-    options, over_free = _options(val, fold_of)
+    options, over_simple = _options(val, fold_of)
     level, groups = _widened_level(ALPHA), val.groups
     return Diagnosis(
         samples=len(val.labels),
@@ -245,13 +247,13 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
         lost_by=int(np.median(last_right)) + 1 if last_right.size else None,
         networks=networks,
         around=int(mixed_epochs[around]),
-        fell=mean_gain(fell, level, groups),
+        accuracy_drop=mean_gain(fell, level, groups),
         lost=paired_gain(known, late, level, groups),
-        unseen=mean_gain(known * 1.0 - late - fell, level, groups),
+        hidden_loss=mean_gain(known * 1.0 - late - fell, level, groups),
         classes=_by_class(val, forgotten, known, late),
         early_epoch=int(fusion.early_stopping(val).weights.argmax()),
         options=options,
-        over_free=over_free,
+        over_simple=over_simple,
     )
 
 

@@ -27,7 +27,7 @@ from fmnlib.distillation import Teacher, soft_target_loss, teacher_criterion
 from fmnlib.files import refuse_existing, write_whole
 from fmnlib.fusion import Fusion, Search, best_epochs
 from fmnlib.images import ImageFiles, Preprocessing, open_folder
-from fmnlib.labels import TrainingSamples, some_images
+from fmnlib.labels import TrainingSamples, read_images
 from fmnlib.parallel import has_batchnorm
 from fmnlib.record import RunRecord
 from fmnlib.scores import at_chance
@@ -129,7 +129,7 @@ def mixture_on_training(
     mixed = sum(weight * _predict(network, train, opened.device) for network, weight in networks)
     samples = TrainingSamples(probs=np.asarray(mixed), given=train.labels)
     if (images := train.images) is not None:
-        read = functools.partial(some_images, images)
+        read = functools.partial(read_images, images)
         samples = dataclasses.replace(
             samples, files=images.names, classes=images.classes, images=read
         )

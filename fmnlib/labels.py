@@ -123,7 +123,7 @@ def of_run(folder: Path, record: RunRecord, fusion: Fusion, device: str) -> Trai
         files=None if data.files is None else data.files.names,
         classes=() if data.files is None else data.files.classes,
         wrong=data.flipped.cpu().numpy(),
-        images=functools.partial(some_images, images),
+        images=functools.partial(read_images, images),
     )
 
 
@@ -166,7 +166,7 @@ def _card(row: Mapping[Hashable, Any], image: np.ndarray) -> str:
     return f'<li><img src="data:image/png;base64,{data}" alt="{alt}"><br>{words}</li>\n'
 
 
-def some_images(images: Any, index: np.ndarray) -> np.ndarray:
+def read_images(images: Any, index: np.ndarray) -> np.ndarray:
     """The images at the given indices, uint8, from a tensor or from files."""
     import torch
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmnlib import checkpoint
+from fmnlib.checkpoint import strip_prefix
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet, load
 from fmnlib.files import new_part, require_file, sync, write_whole
@@ -82,8 +83,9 @@ class Recorder:
             files: list[tuple[Path, bytes]] = []
             state = {name: tensor.cpu() for name, tensor in tensors.items()}
             if epoch in self.kept:
-                weights = checkpoint.under(state, "ema.") or checkpoint.under(state, "model.")
-                content = checkpoint.pack(checkpoint.rounded(weights, self._rounded, self._dtype))
+                own, average = (strip_prefix(state, name) for name in ("model.", "ema."))
+                weights = checkpoint.rounded(average or own, self._rounded, self._dtype)
+                content = checkpoint.pack(weights)
                 files.append((checkpoint.checkpoint_path(self.folder, epoch), content))
             state |= {f"record.{name}": value for name, value in self.tensors().items()}
             files.append(checkpoint.pack_state(self.folder, state, epoch))

@@ -437,7 +437,7 @@ def gain_rows(table: pd.DataFrame) -> dict[str, float | Gain]:
         rows[f"gain, {name}"] = Gain(*map(float, row[["gain", "low", "high"]]))
     for name, row in table.drop(index=["single", "fused"]).iterrows():
         ends = ["ahead", "ahead_low", "ahead_high"]
-        rows[f"fused less {name}"] = Gain(*map(float, row[ends]))
+        rows[f"fused minus {name}"] = Gain(*map(float, row[ends]))
     return rows
 
 

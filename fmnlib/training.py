@@ -238,7 +238,7 @@ def _resume(folder: Path, parts: TrainingState, recorder: Recorder | None, world
     if tensors:
         checkpoint.restore(parts, tensors)
     if tensors and recorder is not None:
-        recorder.restore(checkpoint.under(tensors, "record."), epoch)
+        recorder.restore(checkpoint.strip_prefix(tensors, "record."), epoch)
     return epoch + 1
 
 

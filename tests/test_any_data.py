@@ -131,7 +131,7 @@ def test_a_table_goes_from_checkpoints_to_one_network(fmn, tmp_path, network):
     test = np.random.default_rng(0).permutation(len(labels))[len(labels) // 2 :]
     right = (model(inputs).argmax(1) == labels).numpy()[test]
     assert told[f"test accuracy, {network}"] == pytest.approx(right.mean())
-    assert {"gain, window", "gain, best", "fused less best"} <= told.keys()
+    assert {"gain, window", "gain, best", "fused minus best"} <= told.keys()
     assert "gain, averaged, 5 best" in told
 
 

@@ -104,7 +104,12 @@ def test_what_is_forgotten_is_found_where_it_is():
     found = diagnose(record)
     val = record.split(0)[0]
     assert found.verdict == "classic"  # nothing was learned in its place
-    assert found.forget.value == found.lost.value == found.fell.value == (~val.correct[-1]).mean()
+    assert (
+        found.forget.value
+        == found.lost.value
+        == found.accuracy_drop.value
+        == (~val.correct[-1]).mean()
+    )
     assert found.forget.low < found.forget.value < found.forget.high
     assert sorted(found.worst_classes) == [1, 3]
     told = ", ".join(f"{c} ({found.classes['lost'][c]:.0%})" for c in found.worst_classes)
@@ -136,8 +141,8 @@ def test_what_the_last_epoch_alone_loses_is_lost_by_then():
 def test_knowledge_that_is_swapped_for_other_knowledge_is_local_overfitting():
     found = diagnose(swapping())
     assert found.verdict == "local"
-    assert found.fell.low <= 0
-    assert min(found.lost.low, found.unseen.low) > 0.08
+    assert found.accuracy_drop.low <= 0
+    assert min(found.lost.low, found.hidden_loss.low) > 0.08
     assert found.advice == "distil"
     assert found.best.networks > 1
     assert found.sentences[0].startswith(f"Mix {found.best.name}: +")
@@ -171,7 +176,7 @@ def test_a_tenth_that_two_classes_lost_is_found():
     right &= np.random.default_rng(1).random((20, 1000)) > 0.05
     found = diagnose(record_of(np.where(right, labels, 1 - labels), labels, 2))
     assert found.verdict == "classic"
-    assert found.fell.low < 0.108 < found.fell.high
+    assert found.accuracy_drop.low < 0.108 < found.accuracy_drop.high
 
 
 @pytest.mark.parametrize("epochs", [2, 3])
@@ -276,7 +281,9 @@ def test_a_diagnosis_does_not_change():
 def test_what_the_accuracy_does_not_show_is_the_rest():
     for record in (forgetful(), swapping(), independent(1, 5)):
         found = diagnose(record)
-        assert found.unseen.value == pytest.approx(found.lost.value - found.fell.value)
+        assert found.hidden_loss.value == pytest.approx(
+            found.lost.value - found.accuracy_drop.value
+        )
 
 
 def test_a_loss_of_interest_is_certain_and_not_tiny():
@@ -299,17 +306,17 @@ def told(found, **changes):
 
 def test_a_rise_is_told_as_one():
     found = diagnose(steady())
-    rise, most, least = (f"{-100 * v:.1f}" for v in dataclasses.astuple(found.fell))
+    rise, most, least = (f"{-100 * v:.1f}" for v in dataclasses.astuple(found.accuracy_drop))
     assert f"accuracy of a network rose by {rise} points ({least} to {most})" in told(found)
     assert float(rise) > 0
     still = Gain(0.0, -0.01, 0.01)
-    assert "network fell by 0.0 points (-1.0 to 1.0)" in told(found, fell=still)
+    assert "network fell by 0.0 points (-1.0 to 1.0)" in told(found, accuracy_drop=still)
 
 
 def test_what_the_fall_does_not_show_is_told_where_it_is_certain():
     found, more = diagnose(forgetful()), "; more was lost than that shows: with networks"
-    assert more in told(found, unseen=Gain(0.1, 0.05, 0.15))
-    assert more not in told(found, unseen=Gain(0.1, 0.0, 0.2))
+    assert more in told(found, hidden_loss=Gain(0.1, 0.05, 0.15))
+    assert more not in told(found, hidden_loss=Gain(0.1, 0.0, 0.2))
 
 
 @pytest.mark.parametrize(("epochs", "last"), [(3, True), (4, False), (12, False)])
@@ -346,7 +353,7 @@ def test_it_is_printed_with_a_line_for_each_option():
         assert " ".join(line.split()).startswith(f"{option.name} {option.gain}")
     assert "over the final network" in " ".join(lines[:start])
     assert not any("networks" in line and "gain" in line for line in lines[:start])
-    assert lines[start + len(found.options)].startswith("Knowledge Fusion less the best")
+    assert lines[start + len(found.options)].startswith("Knowledge Fusion minus the best")
 
 
 def test_mixtures_by_hand():
@@ -386,7 +393,7 @@ def test_copies_of_samples_change_nothing_where_groups_tell_of_them():
     blind = diagnose(RunRecord.from_arrays(probs, labels))
 
     def widths(found):
-        gains = [found.forget, found.fell, found.lost, found.options[0].gain]
+        gains = [found.forget, found.accuracy_drop, found.lost, found.options[0].gain]
         rows = found.classes.loc[[1, 3]]
         return np.array([g.high - g.low for g in gains] + [*(rows["lost"] - rows["low"])])
 
@@ -451,7 +458,7 @@ def test_a_record_without_probabilities_is_diagnosed_as_far_as_it_goes(tmp_path)
     light, full = diagnose(RunRecord.load(tmp_path / "light.npz")), diagnose(record)
     assert light.forget == full.forget
     assert light.verdict == full.verdict == "classic"  # by votes
-    assert light.over_free is None
+    assert light.over_simple is None
     assert [option.name for option in light.options] == ["early stopping"]
     assert "Mixtures are not scored" in " ".join(light.sentences)
     assert light.advice == "stop early"
@@ -460,7 +467,7 @@ def test_a_record_without_probabilities_is_diagnosed_as_far_as_it_goes(tmp_path)
 def test_where_few_epochs_have_probabilities_votes_of_all_decide():
     record = forgetful()
     few, light = record.keep([0, 11]), dataclasses.replace(record, probs=None)
-    for name in ("lost", "fell", "unseen", "verdict"):
+    for name in ("lost", "accuracy_drop", "hidden_loss", "verdict"):
         assert getattr(diagnose(few), name) == getattr(diagnose(light), name)
 
 

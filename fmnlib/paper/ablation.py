@@ -43,12 +43,12 @@ def scored(
     return results
 
 
-def given(change: Callable[[RunRecord], RunRecord], choose: Search) -> Search:
+def on_changed(change: Callable[[RunRecord], RunRecord], choose: Search) -> Search:
     """The selection method `choose`, applied to a changed validation half.
 
     >>> record = RunRecord.from_arrays(np.full((6, 9, 2), 0.5), [0] * 9)
     >>> from fmnlib.fusion import uniform
-    >>> given(lambda val: spaced(val, 2), uniform)(record).networks
+    >>> on_changed(lambda val: spaced(val, 2), uniform)(record).networks
     2
     """
     return lambda val: choose(change(val))
