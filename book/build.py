@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from book import explorer, film
@@ -65,23 +66,40 @@ def build(
             other seeds, so that these are trained.
 
     Raises:
-        InputError: If two of these are given, this is no checkout of the repository, a notebook
-            or the build fails, or no notebook has such a name.
+        InputError: If two of these are given, this is no checkout of the repository, another
+            build is at work in it, a notebook or the build fails, or no notebook has such a name.
     """
     ways = {"fresh": fresh, "cached": cached, "update": update, "rerun": rerun, "seeds": seeds}
     if len(given := [name for name, value in ways.items() if value]) > 1:
         raise InputError(
             f"{' and '.join(given)} are given; give one of {', '.join(ways)}, or none"
         )
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds are {', '.join(map(str, seeds))}; give each once")
+    lock = REPOSITORY / "_build" / ".lock"
+    lock.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return _build(fresh, cached, update, rerun, seeds)
+    except Timeout as error:
+        problem = "another `fmn book` is at work in this folder"
+        raise InputError(f"{problem}; wait until it is done") from error
+
+
+def _build(
+    fresh: bool, cached: bool, update: bool, rerun: Sequence[str], seeds: Sequence[int]
+) -> Path:
     staging = stage(REPOSITORY / "_build" / "staging")
     if fresh or update or seeds:
-        print(forecast(), file=sys.stderr)
-    fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}"
+        print(forecast(seeds), file=sys.stderr)
+    # Runs of other seeds lie apart: an update commits all runs of its folder.
+    fresh_runs = REPOSITORY / "runs" / f"book-{_fingerprint()}{'-seeds' if seeds else ''}"
     if update:
         with _environment(FMN_RUNS=str(fresh_runs)):
             _execute_all(staging, fresh=True)
         _commit_records(fresh_runs, runs.REFERENCE)
         staging = stage(staging)
+    written: list[Path] = []
     with _environment(FMN_RUNS=str(fresh_runs)):
         if rerun:
             for notebook in _named(staging, rerun):
@@ -89,24 +107,33 @@ def build(
         elif not cached:
             _execute_all(staging, fresh=fresh, seeds=seeds)
             for moving in (explorer, film):  # of runs that the notebooks made
-                moving.write(staging, seed=seeds[0] if seeds else 0, fresh=fresh)
+                written += moving.write(staging, seed=seeds[0] if seeds else 0, fresh=fresh)
     gather(staging)
-    if update or rerun:
-        for part in ("notebooks", "results", explorer.FOLDER, film.FOLDER):
-            shutil.copytree(staging / part, REPOSITORY / part, dirs_exist_ok=True)
-        summary = json.loads((staging / "results" / "summary.json").read_text())
+    if update or rerun:  # what this build wrote and nothing else, which may have changed meanwhile
+        results = staging / "results"
+        written += _named(staging, rerun) if rerun else _notebooks(staging)
+        written += [results / "summary.json", results / "provenance.json"]
+        written += (results / "figures").glob("*")
+        for path in written:
+            write_whole(REPOSITORY / path.relative_to(staging), path.read_bytes())
+        summary = json.loads((results / "summary.json").read_text())
         readme = REPOSITORY / "README.md"
         write_whole(readme, readme_with(summary, readme.read_text()).encode())
     return render(staging, REPOSITORY, strict=not seeds)
 
 
-def forecast() -> str:
-    """How long it takes to train every network of the quick profile here, from a short training.
+def forecast(seeds: Sequence[int] = ()) -> str:
+    """How long it takes to train the networks of the quick profile here, from a short training.
 
-    As many as there are cores are trained side by side, for a sixth of their epochs.
+    As many as there are cores are trained side by side, for a sixth of their epochs. Of other
+    seeds there will be as many networks for each as are committed for one on average.
     """
     committed = [RunRecord.load(path) for path in sorted(runs.REFERENCE.glob("*.npz"))]
-    seconds = sum(float(record.provenance["seconds"]) for record in committed)
+    known_seeds = {r.config.noise_seed for r in committed if r.config is not None}
+    share = len(set(seeds) - known_seeds) / len(known_seeds) if seeds else 1
+    if not share:
+        return "these seeds are committed; networks that some notebook lacks are trained"
+    seconds = share * sum(float(record.provenance["seconds"]) for record in committed)
     config = RunConfig.of_profile("quick")
     known = next(record for record in committed if record.config == config)
     devices, part = runs.local_devices("auto"), known.epochs // 6
@@ -116,8 +143,10 @@ def forecast() -> str:
     here = np.mean([float(r.provenance["seconds"]) for r in made]) / part
     there = float(known.provenance["seconds"]) / known.epochs
     minutes = seconds * here / there / len(devices) / 60
-    count = f"{len(committed)} networks, as many as are committed, {len(devices)} at a time"
-    return f"training {count}: about {minutes:.0f} minutes"
+    about = f"{len(committed)} networks, as many as are committed"
+    if seeds:
+        about = f"about {share * len(committed):.0f} networks"
+    return f"training {about}, {len(devices)} at a time: about {minutes:.0f} minutes"
 
 
 def stage(staging: Path) -> Path:

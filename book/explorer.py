@@ -29,8 +29,8 @@ LEVELS = 16  # of grey, in an image of the digits
 PAPER, PALE = "#ffffff", "#8c8c8c"
 
 
-def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
-    """Write the explorer's data and its still under the root of a copy of the book.
+def write(root: Path, *, seed: int = 0, fresh: bool = False) -> list[Path]:
+    """Write the explorer's data and its still into a copy of the book; return their paths.
 
     Args:
         root: Holds `book/`.
@@ -47,8 +47,10 @@ def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
     epoch, share = picks[0] if picks else (int(test.kept[len(test.kept) // 5]), 0.0)
     about = data(test, shown) | {"chosen": [epoch, round(100 * share)]}
     content = f"window.fmnExplorer = {json.dumps(about, separators=(',', ':'))};\n"
-    write_whole(root / FOLDER / "digits.js", content.encode())
-    write_whole(root / FOLDER / "digits.svg", still(test, shown, epoch).encode())
+    files = {"digits.js": content, "digits.svg": still(test, shown, epoch)}
+    for name, text in files.items():
+        write_whole(root / FOLDER / name, text.encode())
+    return [root / FOLDER / name for name in files]
 
 
 def data(test: RunRecord, images: np.ndarray) -> dict[str, Any]:

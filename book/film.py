@@ -36,8 +36,8 @@ COLORS = {"zero": "#dfe6ff", "one": "#fff0cc", "lost": "#cc3311", "ink": "#00000
 Mask = Bool[np.ndarray, "side side"]
 
 
-def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
-    """Write the film's data and its still under the root of a copy of the book.
+def write(root: Path, *, seed: int = 0, fresh: bool = False) -> list[Path]:
+    """Write the film's data and its still into a copy of the book; return their paths.
 
     Args:
         root: Holds `book/`.
@@ -46,8 +46,10 @@ def write(root: Path, *, seed: int = 0, fresh: bool = False) -> None:
     """
     [record] = runs.obtain([dataclasses.replace(CONFIG, seed=seed)], fresh=fresh, progress=False)
     about = json.dumps(data(record), separators=(",", ":"))
-    write_whole(root / FOLDER / "wave.js", f"window.fmnFilm = {about};\n".encode())
-    write_whole(root / FOLDER / "wave.svg", still(record).encode())
+    files = {"wave.js": f"window.fmnFilm = {about};\n", "wave.svg": still(record)}
+    for name, text in files.items():
+        write_whole(root / FOLDER / name, text.encode())
+    return [root / FOLDER / name for name in files]
 
 
 def data(record: RunRecord) -> dict[str, Any]:

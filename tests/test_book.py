@@ -117,6 +117,10 @@ def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeyp
     monkeypatch.setattr(runs, "obtain", lambda some, **options: [trained for _ in some])
     minutes = 2 * 100 * record.provenance["seconds"] / places / 60
     assert book.forecast().endswith(f"about {minutes:.0f} minutes")
+    more = book.forecast([0, 7, 8, 9])  # all that is committed is of seed 0
+    assert more.startswith("training about 6 networks")
+    assert more.endswith(f"about {3 * minutes:.0f} minutes")
+    assert book.forecast([0]).startswith("these seeds are committed")
 
 
 def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):
@@ -186,6 +190,45 @@ def test_a_book_is_built_in_one_way(repository):
         book.build(cached=True, seeds=[5])
     with pytest.raises(InputError, match="no notebook begins with '7'; there are 00_first to 12"):
         book.build(rerun=["7"])
+    with pytest.raises(InputError, match="seeds are 5, 7, 5; give each once"):
+        book.build(seeds=[5, 7, 5])
+
+
+def test_a_build_leaves_what_was_edited_meanwhile_and_bears_no_second_one(repository, monkeypatch):
+    other = repository / "notebooks" / "00_first.ipynb"
+
+    def execute(notebook, **parameters):
+        assert notebook.stem == "01_second"
+        other.write_text(other.read_text().replace("seed = 0", "seed = 5"))
+        with pytest.raises(InputError, match="another `fmn book` is at work in this folder"):
+            book.build(cached=True)
+
+    monkeypatch.setattr(book, "execute", execute)
+    book.build(rerun=["01"])
+    assert "seed = 5" in other.read_text()
+
+
+def test_runs_of_other_seeds_are_not_committed(repository, monkeypatch, tmp_path):
+    committed = tmp_path / "reference"
+    committed.mkdir()
+    [path] = runs.REFERENCE.glob(f"{RunConfig.of_profile('quick').id}.npz")
+    record = RunRecord.load(path)
+    monkeypatch.setattr(runs, "REFERENCE", committed)
+
+    def execute_all(staging, *, fresh, seeds=()):
+        for seed in seeds or [0]:
+            made = dataclasses.replace(
+                record, config=dataclasses.replace(record.config, seed=seed)
+            )
+            made.save(runs.folder(made.config) / "record.npz")
+
+    monkeypatch.setattr(book, "forecast", str)
+    monkeypatch.setattr(book, "_execute_all", execute_all)
+    for moving in (explorer, film):
+        monkeypatch.setattr(moving, "write", lambda *_, **options: [])
+    book.build(seeds=[7])
+    book.build(update=True)
+    assert {RunRecord.load(path).config.seed for path in committed.iterdir()} == {0}
 
 
 def test_a_notebook_that_fails_is_named_with_its_error(tmp_path):
@@ -348,7 +391,7 @@ def test_other_seeds_reach_the_explorer_and_the_film_and_break_no_build(reposito
     monkeypatch.setattr(book, "forecast", str)
     monkeypatch.setattr(book, "_execute_all", lambda staging, **options: None)
     for moving in (explorer, film):
-        monkeypatch.setattr(moving, "write", lambda staging, **options: told.append(options))
+        monkeypatch.setattr(moving, "write", lambda staging, **options: told.append(options) or [])
     monkeypatch.setattr(book, "render", lambda staging, output, strict: told.append(strict))
     book.build(seeds=[7, 8])
     book.build()
