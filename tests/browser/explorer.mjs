@@ -50,17 +50,23 @@ function count() {
     if (is !== should) problems.push(`${what}: ${is} in place of ${should}`);
   };
   if (Number(epoch.max) !== data.kept.length - 1) problems.push("the slider does not go over the kept epochs");
-  expect("accuracy of the final network", text("final"), percent(final));
+  const sum = (where, ...terms) => {
+    const [start, more, less, end] = terms.map((name) => Number(text(name)));
+    expect(`${where}: the sum up to ${terms.at(-1)}`, start + more - less, end);
+  };
+  expect("accuracy of the final network", text("final-percent"), percent(final));
   for (const [row, number] of data.kept.entries()) {
     for (let step = 0; step <= steps; step++) {
       move(epoch, row);
       move(share, (100 * step) / steps);
       const where = `epoch ${number}, share ${share.value}%`;
       expect(`${where}: the epoch shown`, text("epoch"), String(number));
-      expect(`${where}: accuracy after the epoch`, text("right"), percent(data.right[row]));
-      expect(`${where}: forgotten`, text("forgotten"), percent(data.forgotten[row]));
-      expect(`${where}: learned`, text("learned"), percent(data.learned[row]));
-      expect(`${where}: accuracy of the mix`, text("mixed"), percent(data.mixed[row][step]));
+      expect(`${where}: accuracy after the epoch`, text("right-percent"), percent(data.right[row]));
+      expect(`${where}: forgotten`, text("forgotten-percent"), percent(data.forgotten[row]));
+      expect(`${where}: learned`, text("learned-percent"), percent(data.learned[row]));
+      expect(`${where}: accuracy of the mix`, text("mixed-percent"), percent(data.mixed[row][step]));
+      sum(where, "right", "learned", "forgotten", "final");
+      sum(where, "final", "back", "lost", "mixed");
       expect(`${where}: tiles forgotten`, tiles(".forgotten"), data.forgotten[row]);
       expect(`${where}: tiles learned`, tiles(".learned"), data.learned[row]);
       expect(`${where}: tiles that the mix gets right`, final + tiles(".back") - tiles(".lost"), data.mixed[row][step]);

@@ -14,6 +14,10 @@ if [ ${#lacks[@]} -gt 0 ]; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${lacks[@]}"
 fi
+if [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 20 ]; then
+    echo "the browser test needs Node.js 20 or later; $(node --version) is here" >&2
+    exit 1
+fi
 if ! [ -d node_modules/playwright-core ] || ! [ -d node_modules/axe-core ]; then
     npm install --no-audit --no-fund --loglevel=error
 fi

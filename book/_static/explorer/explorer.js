@@ -126,6 +126,10 @@
     const show = (name, text) => shown(name).forEach((element) => (element.textContent = text));
     const [epochSlider, shareSlider] = ["epoch", "share"].map((name) => app.querySelector(`[data-set="${name}"]`));
     const percent = (count) => `${((100 * count) / samples).toFixed(1)}%`;
+    const tell = (name, count) => {
+      show(name, count);
+      show(`${name}-percent`, percent(count));
+    };
     const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
 
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -166,7 +170,7 @@
     show("wrong", samples - record.final);
     show("right-at-end", record.final);
     show("samples", samples);
-    show("final", percent(record.final));
+    tell("final", record.final);
     show("chosen-epoch", record.chosen[0]);
     show("chosen-share", `${record.chosen[1]}%`);
 
@@ -266,8 +270,8 @@
       const count = record.tally(state.row, mixed);
       show("epoch", epoch);
       show("share", `${state.share}%`);
-      show("right", percent(count.then));
-      for (const name of ["forgotten", "learned", "back", "lost", "mixed"]) show(name, percent(count[name]));
+      tell("right", count.then);
+      for (const name of ["forgotten", "learned", "back", "lost", "mixed"]) tell(name, count[name]);
       shown("lead")[0].innerHTML = lead(count);
       epochSlider.setAttribute("aria-valuetext", `epoch ${epoch}`);
       shareSlider.setAttribute("aria-valuetext", `${state.share}%`);
