@@ -103,6 +103,8 @@ def restore(parts: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     parts.model.load_state_dict(strip_prefix(tensors, "model."))
     if parts.ema is not parts.model:
         parts.ema.load_state_dict(strip_prefix(tensors, "ema."))
+    for name, value in strip_prefix(parts.tensors(), "hidden.").items():
+        value.copy_(tensors.get(f"hidden.{name}", value))
     if parts.memory is not None:
         parts.memory.targets.copy_(tensors["loss.targets"])
     for name, value in strip_prefix(parts.tensors(), "scaler.").items():

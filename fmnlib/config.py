@@ -186,7 +186,8 @@ class RunConfig:
     @property
     def tail_epoch(self) -> int:
         """The first epoch that lies in the tail of the schedule; 0 for a schedule without one."""
-        return math.ceil(TAIL * self.epochs) if self.schedule.endswith("tail") else 0
+        first = self.warmup + TAIL * (self.epochs - self.warmup)
+        return math.ceil(first) if self.schedule.endswith("tail") else 0
 
     @property
     def teacher(self) -> str:

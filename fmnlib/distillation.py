@@ -237,7 +237,9 @@ def average(
     def make(data: DataSet) -> RunRecord:
         states = ((load_network(m, data).state_dict(), m.weight) for m in members)
         order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))
-        batches = data.batches(order.to(data.device).split(500), "none", 0)
+        # Batches of one size: statistics of all batches count alike.
+        parts = order.to(data.device).tensor_split(math.ceil(len(order) / 500))
+        batches = data.batches(parts, "none", 0)
         images = (batch.images for batch in batches)  # shuffled: folders are sorted by class
         model = load_average(build_model(config, data), states, images)
         save_tensors(checkpoint_path(folder, 0), model.state_dict())

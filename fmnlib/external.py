@@ -5,6 +5,7 @@ import filecmp
 import functools
 import importlib.util
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -375,8 +376,8 @@ def _of_images(images: ImageFiles) -> Labelled:
     loaded = functools.cache(images.load)
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(len(images)).split(100)
-        batches = loaded().split(100) if images.fits() else images.read(order)
+        order = torch.arange(len(images)).tensor_split(math.ceil(len(images) / 100))
+        batches = loaded().tensor_split(len(order)) if images.fits() else images.read(order)
         for index, batch in zip(order, batches, strict=True):
             labels = torch.from_numpy(images.labels[index.numpy()])
             yield images.preprocessing.normalize(batch), labels

@@ -10,7 +10,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +53,15 @@ class Columns:
         return len(self.source)
 
     def __getitem__(self, key: Any) -> Any:
-        rows, samples, *classes = key if isinstance(key, tuple) else (key, slice(None))
+        parts: list[Any] = [*key] if isinstance(key, tuple) else [key]
+        if any(part is Ellipsis for part in parts):
+            return np.asarray(self)[key]
+        rows, samples, *classes = [*parts, slice(None)][: max(2, len(parts))]
         chosen = self.index[samples]
-        if isinstance(rows, np.ndarray):
-            return self.source[rows][(slice(None), chosen, *classes)]
-        if isinstance(rows, slice) and not classes:
+        if isinstance(rows, slice) and not classes and np.ndim(chosen):
             return Columns(self.source[rows], chosen)
+        if isinstance(samples, slice):  # else pointwise, as numpy does
+            return self.source[rows][..., chosen, :][(..., *classes)]
         return self.source[(rows, chosen, *classes)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -102,6 +105,7 @@ class RunRecord:
         if not integer or self.classes < 2 or self.half not in ("all", "val", "test"):
             problem = f"classes is {self.classes!r} and half is {self.half!r}"
             raise InputError(f"{problem}; give a whole number from 2 on, and all, val or test")
+        object.__setattr__(self, "classes", int(self.classes))  # JSON knows no numpy integer
         shape = np.shape(self.predicted)
         if len(shape) != 2 or 0 in shape:
             raise InputError(f"predicted is of shape {shape}; give [epochs, samples]")
@@ -221,13 +225,14 @@ class RunRecord:
             test, val = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
         return self.take(val, "val"), self.take(test, "test")
 
-    def keep(self, epochs: Sequence[int] | np.ndarray) -> "RunRecord":
+    def keep(self, epochs: Iterable[int] | np.ndarray) -> "RunRecord":
         """A lighter record with the probabilities of these epochs alone."""
         if self.probs is None:
             raise InputError("this record holds no probabilities; load the run's own folder")
-        if lost := set(map(int, epochs)) - set(self.kept.tolist()):
+        wanted = set(map(int, epochs))
+        if lost := wanted - set(self.kept.tolist()):
             raise InputError(f"epoch {min(lost)} is not kept; kept are {self.kept.tolist()}")
-        rows = np.flatnonzero(np.isin(self.kept, epochs))
+        rows = np.flatnonzero(np.isin(self.kept, [*wanted]))
         return dataclasses.replace(self, kept=self.kept[rows], probs=np.asarray(self.probs[rows]))
 
     def final(self) -> "RunRecord":
@@ -374,8 +379,11 @@ def as_array(values: Any) -> np.ndarray:
     try:
         if hasattr(values, "detach"):  # a tensor of torch; numpy knows no bfloat16
             values = values.detach().cpu()
-            values = (values.float() if values.is_floating_point() else values).numpy()
+            short = values.is_floating_point() and values.dtype.itemsize < 4
+            values = (values.float() if short else values).numpy()
         array = np.asarray(values)
+        if array.dtype == object and all(isinstance(value, str) for value in array.flat):
+            array = array.astype(str)  # pandas holds texts as objects
         if array.dtype == object:
             raise TypeError("it holds objects")
         return array
@@ -413,7 +421,8 @@ def check_integers(name: str, values: Any, shape: tuple[int, ...], below: int) -
 
 def _check_probs(probs: np.ndarray, predicted: np.ndarray, kept: np.ndarray) -> None:
     for epoch, rows, classes in zip(kept, probs, predicted, strict=True):
-        if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.01:
+        # 0.01 is allowed; rounding to float16 adds up to 0.0005.
+        if not (rows >= 0).all() or abs(rows.sum(axis=1, dtype=np.float64) - 1).max() > 0.011:
             faults = f"epoch {epoch} are not finite, negative or not of sum 1"
             raise InputError(f"the probabilities of {faults}; apply a softmax, look for NaN")
         largest = rows.max(axis=1)

@@ -94,10 +94,13 @@ class Recorder:
         return write
 
     def note(self, epoch: int, outputs: EpochOutputs) -> None:
-        """Record an epoch; an `InputError` if a loss is not finite."""
-        if not torch.isfinite(outputs.losses).all():
-            problem = f"the loss of epoch {epoch} is not finite"
-            raise InputError(f"{problem}; lower lr, now {self.config.lr}, and use a new folder")
+        """Record an epoch; an `InputError` if a loss or an output is not finite."""
+        for what, values in (("the loss", outputs.losses), ("an output", outputs.logits)):
+            if not torch.isfinite(values).all():
+                problem = f"{what} of epoch {epoch} is not finite"
+                raise InputError(
+                    f"{problem}; lower lr, now {self.config.lr}, and use a new folder"
+                )
         probs = outputs.logits.softmax(1)
         self.predicted[epoch] = probs.argmax(1).numpy()  # before float16 makes ties
         if epoch in self.kept:

@@ -34,6 +34,10 @@ class TrainingState:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not self.model:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for part in ("model", "ema"):  # buffers that are not persistent are in no state_dict
+            for name, value in getattr(self, part).named_buffers():
+                if name not in self.model.state_dict():
+                    tensors[f"hidden.{part}.{name}"] = value
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         if self.memory is not None:
@@ -89,7 +93,8 @@ class Step:
         for group in parts.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
         with autocast(config.precision, images.device):
-            logits = self._net(images).float()
+            outputs = self._net(images)  # of GoogLeNet and Inception a tuple, with more heads
+            logits = getattr(outputs, "logits", outputs).float()
         loss = self.criterion(logits, Batch(images, index, view))
         parts.optimizer.zero_grad()
         scaler.scale(self.mean(loss)).backward()

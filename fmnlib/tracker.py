@@ -68,7 +68,7 @@ class Tracker:
         groups: Any = None,
         keep: int | None = None,
     ) -> None:
-        self.folder, self.labels = Path(folder), as_array(labels)
+        self.folder, self.labels = Path(folder).absolute(), as_array(labels)
         if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
             problem = f"labels are {self.labels.dtype} of shape {self.labels.shape}"
             raise InputError(f"{problem}; give one integer class a sample")
@@ -80,13 +80,14 @@ class Tracker:
         names = {"ids": ids, "groups": groups}
         given = {key: as_names(key, names[key], len(self.labels)) for key in names}
         distinct = len(self.labels if given["groups"] is None else np.unique(given["groups"]))
-        if keep is not None and (keep < 2 or distinct < 2):
+        integer = isinstance(keep, int | np.integer)
+        if keep is not None and (not integer or keep < 2 or distinct < 2):
             problem = f"keep is {keep} with {distinct} {'samples' if groups is None else 'groups'}"
             raise InputError(
                 f"{problem}; keep 2 or more checkpoints, chosen by 2 or more of these"
             )
         self.epochs = 0
-        self._head = _Head(self.labels, 0, given["ids"], given["groups"], keep)
+        self._head = _Head(self.labels, 0, given["ids"], given["groups"], keep and int(keep))
         if is_tracked(self.folder):
             self._head = _read_head(self.folder)
             self.epochs = _epochs(self.folder, len(self._head.labels))
@@ -102,7 +103,7 @@ class Tracker:
         if start < self.epochs and not overwrite:
             lost = f"{self.epochs - start} of them would be lost"
             raise InputError(f"{problem}: {lost}; start at {self.epochs}, or say overwrite=True")
-        self.epochs = start
+        self.epochs, self._stored = start, self.epochs  # the next epoch; what the folder holds
 
     def note(self, outputs: Any, model: Any = None, *, epoch: int | None = None) -> float:
         """Record the outputs of the network after an epoch; return its accuracy.
@@ -124,6 +125,11 @@ class Tracker:
         if epoch is not None and epoch != self.epochs:
             problem = f"epoch {epoch} is noted, but it is the turn of epoch {self.epochs}"
             raise InputError(f"{problem}; note each epoch once, in order")
+        stored = _epochs(self.folder, len(self.labels)) if is_tracked(self.folder) else 0
+        if stored != self._stored:
+            problem = f"{self.folder} holds {stored} epochs, {self._stored} are by this loop"
+            remedy = "give each loop a folder, and of several processes let one note"
+            raise InputError(f"{problem}; {remedy}")
         if self._head.keep and model is None:
             problem = f"keep is {self._head.keep}, but no network is given"
             raise InputError(f"{problem}; note the model as well, or leave keep out")
@@ -149,6 +155,7 @@ class Tracker:
 
     def _write(self, predicted: np.ndarray, probs: np.ndarray, state: Any) -> None:
         _append(self.folder / "predicted.i32", self.epochs, predicted[:0], predicted.nbytes)
+        self._stored = self.epochs
         for epoch, file in _checkpoints(self.folder).items():
             if epoch >= self.epochs:  # a loop went further before
                 file.unlink()
@@ -162,7 +169,7 @@ class Tracker:
             crc = [zlib.crc32(predicted.data, self._head.crc), zlib.crc32(probs.data)]
             _append(self.folder / "checksums.u32", self.epochs, np.array(crc, "<u4"), 8)
         _append(self.folder / "predicted.i32", self.epochs, predicted, predicted.nbytes)
-        self.epochs += 1
+        self._stored = self.epochs = self.epochs + 1
         if self._head.keep and self.epochs > self._head.keep:
             rows = _read(self.folder, "predicted.i32", "<i4", (self.epochs, len(predicted)))
             kept = _kept(self.folder, self._head, rows)

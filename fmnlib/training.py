@@ -138,8 +138,9 @@ def pick_device(device: str) -> torch.device:
 
 def build_model(config: RunConfig, data: DataSet, build: Build | None = None) -> nn.Module:
     """The network of a run, with fresh weights of its seed, on its data's device."""
-    torch.manual_seed(config.seed)
-    model = _network(config, data) if build is None else build()
+    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        model = _network(config, data) if build is None else build()
     return model.to(data.device).to(memory_format=torch.channels_last)
 
 

@@ -80,6 +80,7 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
                 logits.append(forward(model, batch, device).float().cpu())
                 labels.append(_labels(batch))
     finally:
+        model.train(modes[model])  # some layers do more than set a flag, such as LoRA's
         for module, training in modes.items():
             module.training = training
     return torch.cat(logits), torch.from_numpy(np.concatenate(labels).astype(np.int64))
@@ -88,10 +89,16 @@ def predict_batches(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, T
 def forward(model: nn.Module, batch: Any, device: torch.device) -> Tensor:
     """The logits of a batch: a pair `(inputs, labels)`, or a mapping of the model's arguments."""
     if isinstance(batch, Mapping):
-        outputs = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
+        outputs = model(**{k: _like(v, model, device) for k, v in batch.items() if k != "labels"})
     else:
-        outputs = model(batch[0].to(device))
+        outputs = model(_like(batch[0], model, device))
     return getattr(outputs, "logits", outputs)
+
+
+def _like(inputs: Tensor, model: nn.Module, device: torch.device) -> Tensor:
+    """Inputs on a device; floats are converted to the number format of the model's weights."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    return inputs.to(device, kind if inputs.is_floating_point() else inputs.dtype)
 
 
 def labels_of(batches: Iterable[Any]) -> np.ndarray:

@@ -11,6 +11,7 @@ from fmnlib.checkpoint import checkpoint_path, load_tensors
 from fmnlib.config import Paused
 from fmnlib.data import Batch, load
 from fmnlib.distillation import (
+    Member,
     average,
     corrected_config,
     distill,
@@ -211,3 +212,21 @@ def test_a_corrected_run_that_is_stopped_goes_on_with_the_same_bits(trained, tmp
         corrected(job, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "record.npz").exists()
     np.testing.assert_array_equal(whole.probs, corrected(job, tmp_path / "stopped").probs)
+
+
+def test_loading_a_network_draws_nothing(tmp_path):
+    config = RunConfig(train_samples=50, eval_samples=20, epochs=1)
+    train(config, tmp_path, device="cpu", progress=False)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    load_network(Member(config, tmp_path, 0, 1.0), load(config))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_batchnorm_is_estimated_on_batches_of_one_size(tmp_path):
+    config = RunConfig(dataset="wave", epochs=3, train_samples=501)
+    record = train(config, tmp_path / "run", device="cpu", progress=False)
+    members = [Member(config, tmp_path / "run", 2, 1.0)]
+    mean = average(student_config(config, "kf", members), members, tmp_path / "mean", device="cpu")
+    assert mean.accuracy[0] > record.accuracy[-1] - 0.02

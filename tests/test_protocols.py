@@ -188,3 +188,8 @@ def test_replicates_draw_their_own_noise_and_take_changes_last():
 def test_only_students_of_augmented_runs_have_a_bounded_set_of_views(augment, views):
     run = dataclasses.replace(SMALL, augment=augment)
     assert student_of_finals("single", [run], 8).config.student.teacher_views == views
+
+
+def test_cycles_after_a_warm_up_are_refused():
+    with pytest.raises(InputError, match="warmup is 2.0; make it 0, so that cycles are whole"):
+        training_methods(RunConfig(epochs=8, warmup=2.0), 2)

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from fmnlib import InputError, RunConfig, RunRecord
 from fmnlib import record as record_module
 from fmnlib.config import StudentConfig
-from fmnlib.record import LOSS_EDGES, folds
+from fmnlib.record import LOSS_EDGES, Columns, folds
 
 EPOCHS, SAMPLES, CLASSES = 6, 40, 3
 RNG = np.random.default_rng(0)
@@ -463,3 +465,28 @@ def test_a_part_knows_which_samples_of_the_whole_it_holds():
     part = val.take(np.array([5, 2]), "val")  # as the folds of a diagnosis are
     np.testing.assert_array_equal(part.index, val.index[[5, 2]])
     np.testing.assert_array_equal(record.predicted[:, part.index], part.predicted)
+
+
+def test_a_view_indexes_like_an_array():
+    probs, index = np.random.default_rng(0).random((4, 6, 3)), np.array([5, 1, 3])
+    view, copy, every = Columns(probs, index), probs[:, index], slice(None)
+    keys = 1, every, ..., (..., 1), (0, ..., 1), [0, 2], (every, 0), (every, every, [0, 1])
+    for key in (*keys, (0, 1), (2, slice(1, 3)), ([0, 2], every, 1), (every, [0, 1], [2, 0])):
+        np.testing.assert_array_equal(np.asarray(view[key]), copy[key])
+
+
+def test_epochs_to_keep_may_be_a_set():
+    record = RunRecord.from_arrays(np.full((3, 2, 2), 0.5), [0, 1])
+    assert record.keep({0, 2}).kept.tolist() == [0, 2]
+
+
+def test_a_numpy_number_of_classes_is_saved(tmp_path):
+    code = """
+import sys, numpy as np, fmnlib
+y = np.array([0, 1])
+nothing = {"kept": np.arange(0), "probs": None}
+fmnlib.RunRecord(labels=y, predicted=y[None], classes=y.max() + 1, **nothing).save(sys.argv[1])
+"""  # in another process, where no type checker comes first
+    path = tmp_path / "record.npz"
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    assert RunRecord.load(path).classes == 2

@@ -11,6 +11,7 @@ import time
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -621,3 +622,75 @@ def test_a_bounded_tracker_says_what_it_needs(tmp_path):
     tracker.note(outputs(0), nn.Linear(2, 1).eval())
     with pytest.raises(InputError, match="was tracked with other keep"):
         Tracker(tmp_path / "t", LABELS, start=1, keep=3)
+
+
+def test_two_loops_in_one_folder_lose_nothing(tmp_path):
+    one, two = (Tracker(tmp_path / "t", LABELS) for _ in range(2))
+    for epoch in range(3):
+        one.note(outputs(epoch))
+    with pytest.raises(InputError, match="holds 3 epochs, 0 are by this loop; give each loop a"):
+        two.note(outputs(9))
+    assert load_tracked(tmp_path / "t").epochs == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_in_another_number_format_is_watched(tmp_path, dtype):
+    batches = [(torch.eye(2), torch.tensor([0, 1]))]
+    Watch(tmp_path / "t", batches, outputs="logits").note(nn.Linear(2, 2).to(dtype))
+    assert load_tracked(tmp_path / "t").epochs == 1
+
+
+class Merging(nn.Linear):
+    """Merges its weights in evaluation, as LoRA's layers do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_watching_calls_a_networks_own_train(tmp_path):
+    net = nn.Sequential(Merging(2, 2))
+    batches = [(torch.eye(2), torch.tensor([0, 1]))]
+    Watch(tmp_path / "t", batches, outputs="logits").note(net)
+    assert net[0].training
+    assert not net[0].merged
+
+
+# In another process, where no type checker comes first.
+@pytest.mark.parametrize("keep", ["3.0", "2.5", "'3'"])
+def test_a_bound_that_is_no_integer_is_refused_at_once(tmp_path, keep):
+    code = f"import sys, fmnlib; fmnlib.Tracker(sys.argv[1], [0, 1], keep={keep})"
+    command = [sys.executable, "-c", code, tmp_path / "t"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"InputError: keep is {keep.strip(chr(39))} with 2 samples" in done.stderr
+
+
+def test_a_loop_may_change_its_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker("t", LABELS)
+    tracker.note(outputs(0))
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    tracker.note(outputs(1))
+    assert load_tracked(tmp_path / "t").epochs == 2
+
+
+def test_ids_and_groups_may_be_columns_of_pandas(tmp_path):
+    frame = pd.DataFrame({"file": list("abcd"), "patient": list("xxyy")})
+    Tracker(tmp_path / "t", LABELS, ids=frame["file"], groups=frame["patient"]).note(outputs(0))
+    assert load_tracked(tmp_path / "t").ids.tolist() == list("abcd")
+
+
+def test_probabilities_that_half_precision_moves_to_the_edge(tmp_path):
+    probs = [[0.27, 0.33, 0.39]]
+    Tracker(tmp_path / "t", [0]).note(probs)
+    assert load_tracked(tmp_path / "t").epochs == 1
+    RunRecord.from_arrays([probs], [0]).save(tmp_path / "r.npz")
+    assert RunRecord.load(tmp_path / "r.npz").epochs == 1
+
+
+def test_tensors_of_doubles_stay_doubles(tmp_path):
+    logits = torch.tensor([[1e8, 1e8 + 1]], dtype=torch.float64)
+    assert Tracker(tmp_path / "t", [1]).note(logits) == 1.0

@@ -276,3 +276,59 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
     )
     with pytest.raises(InputError, match="state.safetensors cannot be read"):
         load_tensors(path)
+
+
+class Diverging(torch.nn.Linear):
+    """Learns, but predicts NaN, as BatchNorm's statistics may make a network do."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, images):
+        logits = super().forward(images.flatten(1))
+        return logits if self.training else logits * torch.nan
+
+
+def test_outputs_that_are_not_finite_are_told_at_once(tmp_path):
+    with pytest.raises(InputError, match="an output of epoch 0 is not finite; lower lr"):
+        run(SMALL, tmp_path, build=Diverging)
+
+
+class Centred(torch.nn.Linear):
+    """Subtracts a running mean, a buffer that no state_dict holds."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.register_buffer("mean", torch.zeros(64), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.mean.lerp_(images.detach().flatten(1).mean(0), 0.1)
+        return super().forward(images.flatten(1) - self.mean)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_buffers_that_are_not_persistent_are_resumed(tmp_path, ema):
+    config = dataclasses.replace(SMALL, ema=ema)
+    whole = run(config, tmp_path / "whole", build=Centred)
+    with pytest.raises(Paused):
+        run(config, tmp_path / "part", deadline=0.0, build=Centred)
+    assert_same_records(run(config, tmp_path / "part", build=Centred), whole)
+
+
+def test_the_tail_begins_where_the_rate_says_so():
+    config = RunConfig(lr=1.0, epochs=100, warmup=20.0, schedule="constant_tail")
+    first = config.tail_epoch / config.epochs
+    assert learning_rate(config, first) == 0.5 < learning_rate(config, first - 0.01)
+
+
+@pytest.mark.filterwarnings("ignore")  # torchvision's own
+def test_networks_with_auxiliary_heads_train(tmp_path):
+    for number in range(8):
+        folder = tmp_path / "data" / ("train", "val")[number // 4] / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.full((32, 32, 3), 30 * number, np.uint8))
+        image.save(folder / f"{number}.png")
+    network = {"model": "torchvision:googlenet", "epochs": 1, "batch_size": 2}
+    config = RunConfig(dataset=f"folder:{tmp_path}/data", **network)
+    assert run(config, tmp_path / "run").epochs == 1

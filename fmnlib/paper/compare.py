@@ -211,6 +211,8 @@ def training_methods(
     >>> {name: np.flatnonzero(fusion.weights).tolist() for name, (_, fusion) in of_eight.items()}
     {'snapshot': [3, 7], 'fge': [6, 7], 'swa': [6, 7], 'ema': [7]}
     """
+    if config.warmup:
+        raise InputError(f"warmup is {config.warmup}; make it 0, so that cycles are whole epochs")
     schedules: Any = {"snapshot": "cyclic", "fge": "cyclic_tail", "swa": "constant_tail"}
     methods = {}
     for name, schedule in schedules.items():
