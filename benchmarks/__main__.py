@@ -31,6 +31,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := ", ".join(set(given.sections) - set(SECTIONS)):
         parser.error(f"no section {unknown}; choose of {', '.join(SECTIONS)}")
+    if given.out == FOLDER and (given.small or given.sections):
+        parser.error("the book's table has every section at full size; give --out another folder")
     if given.repeats < 1:
         parser.error(f"repeats is {given.repeats}; take 1 or more")
     try:

@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.report import note_origin
 from fmnlib import InputError, RunConfig, RunRecord, knowledge_fusion, labels, runs, train
 from fmnlib.config import Paused
 from fmnlib.data import DataSet, load
 from fmnlib.files import write_whole
 from fmnlib.fusion import Fusion, best_epochs, early_stopping, single
 from fmnlib.paper.compare import replicates
+from fmnlib.recorder import provenance
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "results" / "labels.json"
@@ -132,6 +134,8 @@ def main() -> None:
     parser.add_argument("--max-minutes", type=float, default=math.inf, help=told)
     rows = json.loads(OUT.read_text()) if OUT.exists() else []
     given = parser.parse_args()
+    if unknown := ", ".join(set(given.datasets) - set(names)):
+        parser.error(f"no data set {unknown}; choose of {', '.join(names)}")
     deadline = time.monotonic() + 60 * given.max_minutes
     for config in (case for name in given.datasets for case in cases(name)):
         try:
@@ -147,6 +151,8 @@ def main() -> None:
         kept = [row for row in rows if any(row[key] != fresh[0][key] for key in about)]
         rows = kept + fresh
         write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+        about = provenance(torch.device("cpu"), sum(row["seconds"] for row in fresh))
+        note_origin(OUT, f"{config.dataset} {config.setting} {config.seed}", about)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The table of the benchmarks: its rows as JSON keeps them, and all of it in Markdown."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+from fmnlib.files import write_whole
 
 Row = dict[str, Any]
 Floats = Sequence[float]
@@ -28,6 +32,14 @@ def report(numbers: dict[str, Any]) -> str:
         f"{about['operations_per_s'] / 1e12:.2g} TFLOP/s in {about['dtype']} and "
         f"{about['bytes_per_s'] / 1e9:.2g} GB/s.\n"
     )
+
+
+def note_origin(file: Path, part: str, about: dict[str, Any]) -> None:
+    """Write into `measured.json`, beside a file of results, where a part of it came from."""
+    path = file.with_name("measured.json")
+    origins = json.loads(path.read_text()) if path.exists() else {}
+    origins.setdefault(file.name, {})[part] = about
+    write_whole(path, f"{json.dumps(origins, indent=1)}\n".encode())
 
 
 def _spread(values: Floats) -> dict[str, float]:

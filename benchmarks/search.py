@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from scipy.special import softmax
 
 from benchmarks.machine import Machine, measure
@@ -47,6 +48,8 @@ def plain_grid(record: RunRecord) -> None:
 
 def search(machine: Machine, repeats: int, small: bool) -> Iterator[Row]:
     """Seconds of a search; the best is to read what a pick must see: all epochs, or a window."""
+    if machine.device.type != "cpu":  # a search works on the CPU
+        machine = Machine.of(torch.device("cpu"))
     shape = (20, 200, 10) if small else (200, 5000, 100)
     record = trajectories(*shape)
     searches: dict[str, Callable[[], Fusion]] = {

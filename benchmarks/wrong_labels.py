@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.report import note_origin
 from fmnlib import RunConfig, RunRecord, fusion, knowledge_fusion, runs, train
 from fmnlib.checkpoint import clear_states
 from fmnlib.config import StudentConfig
@@ -41,6 +42,7 @@ from fmnlib.paper.ablation import scored
 from fmnlib.paper.compare import replicates
 from fmnlib.paper.features import last_layer_inputs
 from fmnlib.record import Result, halves
+from fmnlib.recorder import provenance
 from fmnlib.runs import Job
 from fmnlib.stats import score
 from fmnlib.training import build_model, pick_device, predict
@@ -337,9 +339,10 @@ def on_cifar100() -> list[Result]:
     return scored(obtain([config]), [0], named, item=ITEM)
 
 
-def write(rows: dict[str, Any]) -> None:
-    """Write all that is measured."""
+def write(rows: dict[str, Any], part: str) -> None:
+    """Write all that is measured, and where the part that is new came from."""
     write_whole(OUT, f"{json.dumps(rows, indent=1)}\n".encode())
+    note_origin(OUT, part, provenance(torch.device("cpu"), 0.0))
 
 
 def main() -> None:
@@ -348,7 +351,7 @@ def main() -> None:
     rows = {"tuning": [], "results": []} | (json.loads(OUT.read_text()) if OUT.exists() else {})
     if alone == ["cifar100"]:
         rows["cifar100"] = [dataclasses.asdict(result) for result in on_cifar100()]
-        write(rows)
+        write(rows, "cifar100")
         return
     tuned = [row for row in rows["tuning"] if alone and row["loss"] not in alone]
     tuned += tuning(alone or GRIDS)
@@ -358,7 +361,7 @@ def main() -> None:
         found = [dataclasses.asdict(result) for result in group]
         again = {(row["setting"], row["method"]) for row in found}
         results = [row for row in results if (row["setting"], row["method"]) not in again] + found
-        write(rows | {"tuning": tuned, "results": results})
+        write(rows | {"tuning": tuned, "results": results}, found[0]["method"])
         print(results[-1]["method"], flush=True)
 
 

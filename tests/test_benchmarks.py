@@ -163,6 +163,8 @@ def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):
     [
         (["trainin"], "no section trainin; choose of training, recording"),
         (["--repeats", "0"], "repeats is 0; take 1 or more"),
+        (["--small"], "the book's table has every section at full size; give --out another"),
+        (["search"], "the book's table has every section at full size; give --out another"),
         (["--device", "tpu9"], "device is 'tpu9', which is not here"),
     ],
 )

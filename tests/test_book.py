@@ -64,7 +64,7 @@ def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
         "IPython.display.display", lambda data, **about: shown.append((data, about))
     )
     publish("item", {"sym40": {"kf": {"mean": 1.0, "sem": 0.5, "n": 3}}}, [record, record])
-    [(data, about)] = shown
+    [(data, about)] = shown.copy()
     output = nbformat.v4.new_output("display_data", data, metadata=about["metadata"])
     cell = nbformat.v4.new_code_cell("1", outputs=[output])
     picture = nbformat.v4.new_output("display_data", {"image/png": "AAAA"})
@@ -73,6 +73,10 @@ def test_what_a_notebook_publishes_is_gathered(tmp_path, monkeypatch):
     notebook = nbformat.v4.new_notebook(cells=[cell, drawn])
     [published] = collect(notebook)
     assert published["origin"] == origin | {"runs": 2, "seconds": 3.0}
+    publish("item", {}, [record], [origin | {"commit": "another", "changed": True}])
+    about = shown[1][1]["metadata"]["fmnlib"]["origin"]  # what comes on top counts as no run
+    assert about["commit"] == "another, its commit"
+    assert (about["changed"], about["runs"], about["seconds"]) == (True, 1, 1.5)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(notebook, tmp_path / "notebooks" / "07_item.ipynb")
     book.gather(tmp_path)
@@ -121,6 +125,12 @@ def test_training_anew_says_first_how_long_it_takes(tmp_path, runs_root, monkeyp
     assert more.startswith("training about 6 networks")
     assert more.endswith(f"about {3 * minutes:.0f} minutes")
     assert book.forecast([0]).startswith("these seeds are committed")
+
+
+def test_every_notebook_says_where_it_was_measured():
+    about = json.loads((ROOT / "results" / "provenance.json").read_text()).values()
+    every = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {item["notebook"] for item in about} == every
 
 
 def test_notebooks_to_run_are_named_by_their_beginnings(tmp_path):

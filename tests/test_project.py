@@ -88,7 +88,7 @@ def test_the_address_of_the_repository_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["repository-code"] == address
     for path in NOTEBOOKS:
-        assert f'"git+{address}@main"' in setup_cell(path), path.name
+        assert f"!git clone -q --depth 1 {address}\n" in setup_cell(path), path.name
     for path in [*ROOT.glob("*.*"), *(ROOT / "book").rglob("*.*")]:
         if path.suffix in {".md", ".yml", ".toml", ".cff", ".bib", ".py"}:
             for found in re.findall(rf"https://github.com/[^/]+/{name}", path.read_text()):

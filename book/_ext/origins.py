@@ -53,7 +53,7 @@ class Origins(SphinxTransform):
             self.number_tables(name)
         for node in list(self.document.findall(shown)):
             items = sorted(set(self.items(node, name)))
-            if items or place == "notebooks":
+            if items:
                 line = nodes.paragraph("", "", *self.line(items), classes=["origin"])
                 if isinstance(node, nodes.figure):
                     node += nodes.legend("", line)
@@ -77,8 +77,6 @@ class Origins(SphinxTransform):
             yield nodes.Text("; " if number else "")
             yield page(self.env, f"/notebooks/{about['notebook']}", about["notebook"])
             yield nodes.Text(f", {in_short(about)}")
-        if not items:  # a notebook that always trains
-            yield nodes.Text("here, where and when this copy of the book was built")
         yield nodes.Text(" (")
         yield page(self.env, "/book/provenance", "provenance")
         yield nodes.Text(").")

@@ -11,28 +11,41 @@ from fmnlib.record import RunRecord
 from fmnlib.stats import Summary
 
 
-def publish(item: str, summary: Summary, records: Sequence[RunRecord]) -> None:
+def publish(
+    item: str,
+    summary: Summary,
+    records: Sequence[RunRecord],
+    others: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Show the origin of an item's numbers, and store both in the notebook's output for the book.
 
-    The item is the notebook's name without its number; the numbers rest on the records.
+    The item is the notebook's name without its number. The numbers rest on the records, and on
+    others of which only the provenance is given.
     """
     from IPython.display import display
 
-    about = origin(records)
+    about = origin(records, others)
     text = "Measured on {device} with torch {torch}, commit {commit}: {runs} runs".format(**about)
     handed = {"item": item, "summary": summary, "origin": about}
     display({"text/plain": text}, raw=True, metadata={"fmnlib": handed})  # type: ignore[no-untyped-call]
 
 
-def origin(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Commit, day, device, versions, number of runs and seconds of training of some records."""
+def origin(
+    records: Sequence[RunRecord], others: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Commit, day, device and versions of records and others; number and seconds of the records.
+
+    >>> origin([], [{"commit": "1a", "changed": False}, {"commit": "2b", "changed": True}])["commit"]
+    '1a, 2b'
+    """
+    every = [*(record.provenance for record in records), *others]
 
     def all_of(key: str) -> str:
-        return ", ".join(sorted({str(record.provenance.get(key, "")) for record in records}))
+        return ", ".join(sorted({str(about.get(key, "")) for about in every}))
 
     return {
         "commit": all_of("commit"),
-        "changed": any(record.provenance["changed"] for record in records),
+        "changed": any(about["changed"] for about in every),
         **{key: all_of(key) for key in ("date", "device", "threads", "python", "torch", "numpy")},
         "runs": len(records),
         "seconds": round(sum(record.provenance["seconds"] for record in records), 1),
