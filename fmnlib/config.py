@@ -197,7 +197,7 @@ class RunConfig:
     @property
     def setting(self) -> str:
         """Short name of the noise, such as clean, sym40, asym20, human or matrix."""
-        kind, rate = self.noise.partition(":")[0], round(100 * self.noise_rate)
+        kind, rate = self.noise.partition(":")[0], f"{100 * self.noise_rate:.6g}"
         short = {"none": "clean", "symmetric": f"sym{rate}", "asymmetric": f"asym{rate}"}
         return short.get(kind, kind)
 

@@ -3,8 +3,9 @@
 Predictions churn: any two epochs are right about different samples, even if nothing is lost. The
 verdict therefore compares mixtures of equally many networks: late ones, ones around an earlier
 epoch, and half of each. It measures what the earlier networks know that the late ones *together*
-do not, and how much of that their accuracies show; if all epochs are equally good, both
-differences are zero on average.
+do not, and how much of that their accuracies show. If all epochs are equally good, and what one
+gets wrong is not what epochs around it get wrong, both differences are zero on average; errors
+that last for many epochs look like lost knowledge.
 
 All choices (that epoch, the checkpoint to stop at, the fusion) are cross-fitted: made on four
 fifths of the half and scored on the other fifth, in turn. The choices vary with the samples too,
@@ -75,7 +76,7 @@ class Diagnosis:
     #: (Bonferroni)
     classes: pd.DataFrame
     early_epoch: int  #: The epoch that early stopping chooses
-    options: tuple[Option, ...]  #: What can be done, the cheapest first
+    options: tuple[Option, ...]  #: What can be done: early stopping first, Knowledge Fusion last
     #: Gain of Knowledge Fusion over the best option that needs no search; None without
     #: probabilities
     over_simple: Gain | None
@@ -177,18 +178,17 @@ class Diagnosis:
         return f"Nothing beyond churn is certain: {fell}; {lost}{limit}."
 
     def _forgotten(self) -> list[str]:
-        share = f"{self.forget} of {self.samples} samples are right after epoch {self.epoch}"
-        first = f"Forget fraction: {share} and wrong at the end."
+        share = f"{self.forget} of {self.samples} samples are right after an earlier epoch"
+        first = f"Forget fraction: {share} and wrong at the end; most after epoch {self.epoch}."
         if not self.overfits:
             return [first]
-        half = f"Half of that was lost for good by epoch {self.lost_by}."
+        half = (
+            [f"Half of these are lost for good by epoch {self.lost_by}."] if self.lost_by else []
+        )
         worst = [f"{c} ({self.classes['lost'][c]:.0%})" for c in self.worst_classes]
         listed = f", most of all {', '.join(worst[:5])}" if worst else ""
-        return [
-            first,
-            half,
-            f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}.",
-        ]
+        classes = f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}."
+        return [first, *half, classes]
 
 
 def _networks(number: int) -> str:
@@ -231,9 +231,11 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     around = int(np.mean(before[int(past.sum(axis=1).argmax())][0]))
     known = _cross_fit(past, fold_of)
     networks = sum(stop - start for start, stop in before[0])
-    means = sliding_window_view(val.correct[mixed_epochs], networks, axis=0).mean(axis=2)
+    counts = sliding_window_view(val.correct[mixed_epochs], networks, axis=0).sum(axis=2)
     windows = [spans[0][0] for spans in before if len(spans) == 1]
-    fell = _cross_fit(means[windows], fold_of) - means[-1]
+    fell = (
+        _cross_fit(counts[windows], fold_of) - counts[-1]
+    ) / networks  # integers: exact choices
     forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]
@@ -258,9 +260,9 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
 
 
 def _epochs_of(val: RunRecord) -> np.ndarray:
-    """The epochs to mix: those with probabilities, or all epochs if fewer than four have them."""
+    """The epochs to mix: those with probabilities; all if these are few or lack the last one."""
     enough = val.probs is not None and len(val.kept) >= min(4, val.epochs)
-    return val.kept if enough else np.arange(val.epochs)
+    return val.kept if enough and val.kept[-1] == val.epochs - 1 else np.arange(val.epochs)
 
 
 def _mixtures(rows: int) -> tuple[list[Spans], list[Spans]]:
@@ -317,7 +319,7 @@ def _cross_fit(candidates: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
 
 
 def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], Gain | None]:
-    """The options, the cheapest first, and the gain of Knowledge Fusion over the others."""
+    """The options, and the gain of Knowledge Fusion over the best of the others."""
     if val.probs is not None:  # of each fold few epochs are read, which is faster than a copy
         probs = val.probs
         if not isinstance(probs, Columns):
@@ -330,6 +332,9 @@ def _options(val: RunRecord, fold_of: np.ndarray) -> tuple[tuple[Option, ...], G
         held_out = val.take(inside, "val")
         for name, mixture in _choose(val.take(np.flatnonzero(fold_of != fold), "val")).items():
             right[name][inside] = _right(held_out, mixture)
+    for name, mixture in chosen.items():
+        if mixture.networks == 1:  # the checkpoint of early stopping, whatever finds it
+            right[name] = right["early stopping"]
     final, level = val.correct[-1], _widened_level(ALPHA)
     best = max(right.values(), key=np.sum)
     options = tuple(
@@ -353,8 +358,9 @@ def _choose(val: RunRecord) -> dict[str, Fusion]:
     if val.probs is None:
         return stopped
     count, fused = min(fusion.BEST, len(val.kept)), fusion.knowledge_fusion(val, start="best")
+    recorded = "kept epochs" if val.kept[-count] < val.epochs - count else "epochs"
     return stopped | {
-        f"the last {count} epochs": fusion.horizontal(val, count),
+        f"the last {count} {recorded}": fusion.horizontal(val, count),
         f"the {count} best epochs": fusion.best_epochs(val, count),
         "the window of early stopping": fusion.early_stopping_window(val, fused.networks),
         _KF: fused,
@@ -373,7 +379,9 @@ def _by_class(val: RunRecord, forgotten: Mask, known: Mask, late: Mask) -> pd.Da
     for label in present:
         inside = val.labels == label
         groups = None if val.groups is None else val.groups[inside]
-        lost = paired_gain(known[inside], late[inside], 1 - ALPHA / len(present), groups)
+        lost = paired_gain(
+            known[inside], late[inside], _widened_level(ALPHA / len(present)), groups
+        )
         row = {"samples": int(inside.sum()), "forgotten": float(forgotten[inside].mean())}
         rows[names[label]] = row | {"lost": lost.value, "low": lost.low, "high": lost.high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")

@@ -304,7 +304,7 @@ def likelihood_weights(val: RunRecord) -> Fusion:
     weights = np.full(len(probs), 1 / len(probs))
     while (step := em_step(weights, likelihood))[1] > _TOLERANCE:
         weights = step[0]
-    weights = np.where(weights < _NEGLIGIBLE, 0.0, weights)
+    weights = np.where(weights < min(_NEGLIGIBLE, weights.max()), 0.0, weights)
     return _over_kept(val, weights / weights.sum())
 
 

@@ -148,4 +148,4 @@ def at_chance(
     chance = np.array([float(share[0] @ one) for one in share[1:]])
     right = (predicted == labels).sum(axis=1)
     passes = bdtrc(right - 1, samples, chance) < level
-    return bool(share[0].max() ** samples < level and not passes.any())
+    return bool((share[0] @ share[0]) ** samples < level and not passes.any())

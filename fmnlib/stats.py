@@ -277,15 +277,15 @@ def readable(setting: str) -> str:
 
     >>> readable("augmented_sym40"), readable("clean"), readable("augmented_clean100")
     ('40% symmetric (augmented)', 'clean', 'clean, 100 images (augmented)')
-    >>> readable("augmented_sym40_constant_rate")
-    '40% symmetric (augmented, constant rate)'
+    >>> readable("memorising_sym12.5"), readable("augmented_sym40_constant_rate")
+    ('12.5% symmetric (memorising)', '40% symmetric (augmented, constant rate)')
     """
     first, *rest = setting.split("_")
     regime = {"augmented": "augmented", "memorising": "memorising"}
     regime |= {"resnet8": "ResNet-8", "elr": "run of ELR"}
     about = [regime[first]] if first in regime else []
     noise, *extra = rest if about else [first, *rest]
-    kind = noise.rstrip("0123456789")
+    kind = noise.rstrip("0123456789.")
     words = {"sym": "symmetric", "asym": "asymmetric"}.get(kind)
     if amount := noise.removeprefix(kind):
         noise = f"{amount}% {words}" if words else f"{kind}, {amount} images"
@@ -483,7 +483,7 @@ def _score(delta: float, won: float, lost: float, samples: float) -> float:
     lost_share = (math.sqrt(max(b * b - 8 * samples * c, 0)) - b) / (4 * samples)
     variance = samples * (2 * lost_share + delta * (1 - delta))
     excess = won - lost - samples * delta
-    return excess / math.sqrt(variance) if excess else 0.0
+    return excess / math.sqrt(max(variance, math.ulp(0.0))) if excess else 0.0
 
 
 def _settings(results: Iterable[Result]) -> list[str]:

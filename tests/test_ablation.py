@@ -177,3 +177,9 @@ def test_without_splits_each_run_has_the_one_of_its_training_seed():
     [same] = ablation.scored([record], [3], {"a": uniform}, item="x")
     assert record.config.seed == 3
     assert own == same
+
+
+def test_a_half_without_a_class_leaves_the_others_their_mean():
+    labels = np.array([0] * 10 + [1])
+    record = RunRecord.from_arrays(np.tile(np.eye(2)[labels], (2, 1, 1)), labels)
+    assert ablation.class_accuracy([record], [0, 1, 2, 3], single).tolist() == [1, 1]

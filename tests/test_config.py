@@ -69,6 +69,7 @@ def test_the_id_is_the_same_in_another_process():
         ({}, "digits-convnet-clean-s0"),
         ({"noise": "asymmetric", "noise_rate": 0.2}, "digits-convnet-asym20-s0"),
         ({"noise": "symmetric", "noise_rate": 0.29}, "digits-convnet-sym29-s0"),
+        ({"noise": "symmetric", "noise_rate": 0.125}, "digits-convnet-sym12.5-s0"),
         ({"noise": "human", "seed": 12}, "digits-convnet-human-s12"),
         ({"noise": "matrix:a/b.csv"}, "digits-convnet-matrix-s0"),
         ({"dataset": "folder:pets/", "model": "torchvision:vit"}, "pets-torchvision_vit-clean-s0"),

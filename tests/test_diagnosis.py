@@ -104,12 +104,8 @@ def test_what_is_forgotten_is_found_where_it_is():
     found = diagnose(record)
     val = record.split(0)[0]
     assert found.verdict == "classic"  # nothing was learned in its place
-    assert (
-        found.forget.value
-        == found.lost.value
-        == found.accuracy_drop.value
-        == (~val.correct[-1]).mean()
-    )
+    assert found.forget.value == found.lost.value == (~val.correct[-1]).mean()
+    assert found.accuracy_drop.value == pytest.approx(found.lost.value)
     assert found.forget.low < found.forget.value < found.forget.high
     assert sorted(found.worst_classes) == [1, 3]
     told = ", ".join(f"{c} ({found.classes['lost'][c]:.0%})" for c in found.worst_classes)
@@ -296,7 +292,7 @@ def test_a_class_has_the_interval_that_holds_for_all_together():
     found, val = diagnose(forgetful()), forgetful().split(0)[0]
     for label, row in found.classes.iterrows():
         late = val.correct[-1][val.labels == label]
-        expected = paired_gain(np.ones_like(late), late, 1 - 0.05 / 5)
+        expected = paired_gain(np.ones_like(late), late, _widened_level(0.05 / 5))
         assert (row["lost"], row["low"], row["high"]) == dataclasses.astuple(expected)
 
 
@@ -397,7 +393,7 @@ def test_copies_of_samples_change_nothing_where_groups_tell_of_them():
         rows = found.classes.loc[[1, 3]]
         return np.array([g.high - g.low for g in gains] + [*(rows["lost"] - rows["low"])])
 
-    np.testing.assert_allclose(widths(grouped), widths(once), rtol=0.15)  # Student's quantiles
+    np.testing.assert_allclose(widths(grouped), widths(once), rtol=0.2)  # Student's quantiles
     assert (widths(blind) < 0.6 * widths(once)).all()
 
 
@@ -560,10 +556,11 @@ def test_a_record_that_does_not_fit_in_memory_is_diagnosed_and_fused(tmp_path):
     assert done.stdout == "classic\n(10000, 200)\n"
 
 
-def test_mixtures_are_of_the_kept_epochs_where_these_are_four_or_more():
+def test_mixtures_are_of_the_kept_epochs_where_these_are_four_or_more_with_the_last():
     record = forgetful()
-    assert record.epochs > 6
-    for kept, expected in (([1, 2, 4, 6], [1, 2, 4, 6]), ([1, 2, 6], range(record.epochs))):
+    every, last = range(record.epochs), record.epochs - 1
+    cases = ([1, 2, 4, last], [1, 2, 4, last]), ([1, 2, last], every), ([1, 2, 4, 6], every)
+    for kept, expected in cases:
         assert _epochs_of(record.keep(kept)).tolist() == list(expected)
 
 
@@ -588,3 +585,38 @@ def test_mixtures_hold_a_tenth_of_the_epochs_twice_and_eight_at_most():
 )
 def test_a_gain_is_certain_above_zero_and_the_smallest_of_interest(gain, certain):
     assert _certain(Gain(*gain)) is certain
+
+
+def test_the_order_of_samples_with_ids_does_not_matter():
+    run, drops = independent(1, 3, epochs=32, samples=60), set()
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(60)
+        record = RunRecord.from_arrays(run.probs[:, order], run.labels[order], ids=order)
+        drops.add(round(diagnose(record).accuracy_drop.value, 9))
+    assert len(drops) == 1
+
+
+def test_votes_decide_where_the_last_epoch_is_not_kept():
+    few = forgetful().keep([0, 2, 3, 5])
+    assert _epochs_of(few).tolist() == list(range(12))
+    assert "the last 4 kept epochs" in {option.name for option in diagnose(few).options}
+
+
+def test_one_checkpoint_has_one_gain():
+    rng = np.random.default_rng(981)  # a record where the fusion is early stopping's network
+    classes, epochs, samples = (
+        int(rng.choice(n)) for n in ([2, 3, 10], [3, 4, 5, 6, 8], [60, 120, 300])
+    )
+    labels = rng.integers(0, classes, samples)
+    own = rng.normal(size=(samples, classes))
+    own[np.arange(samples), labels] += rng.uniform(0.5, 2)
+    spread = rng.uniform(0.2, 1.5, epochs)
+    spread[-1] = rng.uniform(1, 4)
+    logits = np.array([own + s * rng.normal(size=own.shape) for s in spread]) * rng.choice([1, 4])
+    options = diagnose(RunRecord.from_arrays(softmax(logits, axis=2), labels)).options
+    assert [option.networks for option in options[-2:]] == [1, 1]
+    assert len({str(option.gain) for option in options if option.networks == 1}) == 1
+
+
+def test_nothing_is_said_of_what_no_sample_lost():
+    assert "None" not in told(diagnose(forgetful()), lost_by=None)

@@ -185,3 +185,10 @@ def test_the_mean_of_equal_values_is_certain_unless_they_are_of_one_group():
 def test_an_interval_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Interval(0.5, 0.4, 0.6).low = 0
+
+
+def test_the_most_lopsided_counts_have_an_interval():
+    right = np.zeros(10_000_000, bool)
+    gain = paired_gain(right, ~right)
+    assert gain.value == gain.low == -1
+    assert gain.high < -0.99

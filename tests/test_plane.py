@@ -2,11 +2,13 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from fmnlib import RunConfig
 from fmnlib.data import load
+from fmnlib.paper.plots import decision_regions
 from fmnlib.plane import SIDE, wave
 from fmnlib.training import train
 
@@ -38,3 +40,12 @@ def test_a_network_trains_on_it_and_learns_the_wave(tmp_path):
     np.testing.assert_array_equal(record.labels, wave()[3])
     noisy = load(RunConfig(dataset="wave", noise="symmetric", noise_rate=0.1))
     assert int(noisy.flipped.sum()) == 100
+
+
+def test_the_border_lies_where_the_regions_meet():
+    predicted = np.zeros((64, 64), int)
+    predicted[:, 60:] = 1
+    nothing = np.zeros((0, 2)), np.zeros(0, int), np.zeros(0, bool)
+    ax = decision_regions(plt.figure().add_subplot(), predicted, *nothing)
+    [path] = ax.collections[0].get_paths()
+    np.testing.assert_allclose(path.vertices[:, 0], 60 * 256 / 64)

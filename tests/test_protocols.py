@@ -190,6 +190,14 @@ def test_only_students_of_augmented_runs_have_a_bounded_set_of_views(augment, vi
     assert student_of_finals("single", [run], 8).config.student.teacher_views == views
 
 
+@pytest.mark.parametrize("kept", [{"keep_best": 5}, {"keep": (3, 5)}])
+def test_other_networks_keep_what_their_method_needs(kept):
+    config = RunConfig(**kept)
+    others = [independent_members(config, 2)[1]]
+    others += [other for other, _ in training_methods(config, 5).values()]
+    assert {(other.keep, other.keep_best) for other in others} == {((), 0)}
+
+
 def test_cycles_after_a_warm_up_are_refused():
     with pytest.raises(InputError, match="warmup is 2.0; make it 0, so that cycles are whole"):
         training_methods(RunConfig(epochs=8, warmup=2.0), 2)

@@ -136,3 +136,8 @@ def test_the_fewest_right_that_are_no_chance_are_those_of_the_binomial_test():
 def test_the_last_epoch_is_kept_though_it_alone_knows_nothing():
     correct = np.array([[True, True, False], [False, True, True], [False, True, False]])
     assert covering(correct, 2).tolist() == [0, 2]
+
+
+def test_predictions_that_are_all_wrong_are_at_chance():
+    labels = np.array([0] * 54 + [1] * 6)
+    assert at_chance(1 - labels[None], labels)

@@ -155,3 +155,8 @@ def test_what_selects_refuses_the_test_half_and_bad_numbers():
             select(test)
     with pytest.raises(InputError, match="size is 0; allow 1 or more"):
         greedy_selection(val, 0)
+
+
+def test_very_many_equal_epochs_keep_their_weights():
+    found = likelihood_weights(RunRecord.from_arrays(np.full((10_001, 1, 2), 0.5), [0]))
+    assert found.weights.sum() == pytest.approx(1)

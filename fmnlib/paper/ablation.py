@@ -108,7 +108,7 @@ def mislabelled(val: RunRecord) -> RunRecord:
 def share_accuracy(
     record: RunRecord, epoch: int, window: int, shares: Float64[np.ndarray, " shares"]
 ) -> Float64[np.ndarray, " shares"]:
-    """Accuracy of the final model mixed with the window of an epoch, at shares between 0 and 1.
+    """Accuracy of the final model mixed with an epoch's window, at shares above 0 and below 1.
 
     >>> probs = np.array([[[0.9, 0.1]], [[0.4, 0.6]]])
     >>> record = RunRecord.from_arrays(probs, [0])
@@ -128,7 +128,7 @@ def class_accuracy(
     for _, _, val, test in _splits(records, splits):
         right = fuse(test, choose(val)).argmax(axis=1) == test.labels
         rows.append(by_class(right[None], test.labels, test.classes)[:, 0])
-    return np.mean(rows, axis=0)
+    return np.nanmean(rows, axis=0)  # a half may lack a class
 
 
 def _splits(

@@ -128,7 +128,7 @@ def independent_members(config: RunConfig, members: int) -> list[RunConfig]:
     copies keep only the final network.
     """
     seeds = [config.seed + 1000 * number for number in range(1, members)]
-    final = dataclasses.replace(config, keep_every=config.epochs)
+    final = _keeping(config, config.epochs)
     return [config, *(dataclasses.replace(final, seed=seed) for seed in seeds)]
 
 
@@ -187,9 +187,9 @@ def compare_baselines(
     parts: list[_Part] = []
     for config in configs:
         tenth = max(1, config.epochs // 10)
-        moving = dataclasses.replace(config, ema=decay, keep_every=tenth)
+        moving = _keeping(config, tenth, ema=decay)
         parts.append((Job(moving), {"ema_stopped": fusion.early_stopping}, splits))
-        last = dataclasses.replace(config, keep_every=config.epochs)
+        last = _keeping(config, config.epochs)
         for split in splits or [config.seed]:
             for use, method in (("alone", "clean_half"), ("added", "clean_half_added")):
                 trained = dataclasses.replace(last, validation_half=f"{use}:{split}")
@@ -217,7 +217,7 @@ def training_methods(
     methods = {}
     for name, schedule in schedules.items():
         cycles = config.cycles if name == "swa" else max(1, networks)
-        changed = dataclasses.replace(config, schedule=schedule, cycles=cycles)
+        changed = _keeping(config, 1, schedule=schedule, cycles=cycles)
         first, epochs = changed.tail_epoch, config.epochs
         exact = first == 0 or first == TAIL * epochs
         if networks < 1 or not exact or (epochs - first) % networks:
@@ -226,10 +226,15 @@ def training_methods(
         length = (epochs - first) // networks
         weights = np.zeros(epochs)
         weights[first + length - 1 :: length] = 1 / networks
-        methods[name] = dataclasses.replace(changed, keep_every=length), Fusion(weights)
+        methods[name] = _keeping(changed, length), Fusion(weights)
     last = Fusion(np.eye(config.epochs)[-1])
-    averaging = dataclasses.replace(config, ema=decay, keep_every=config.epochs)
+    averaging = _keeping(config, config.epochs, ema=decay)
     return methods | {"ema": (averaging, last)}
+
+
+def _keeping(config: RunConfig, every: int, **changes: Any) -> RunConfig:
+    """A config whose run keeps every so many epochs, whatever the given one keeps."""
+    return dataclasses.replace(config, keep=(), keep_best=0, keep_every=every, **changes)
 
 
 def compare_protocols(

@@ -205,6 +205,7 @@ def _save_forgotten(record: RunRecord, path: Path) -> None:
     assert record.config is not None
     epochs_right = record.correct[:-1].sum(axis=0) * ~record.correct[-1]
     most = np.argsort(-epochs_right, kind="stable")[:_FORGOTTEN]
+    most = most[epochs_right[most] > 0]
     data = load(record.config)
     [images] = data.gather(data.eval_images, [torch.from_numpy(most)])
     about = {"label": record.labels, "predicted": record.predicted[-1], "epochs": epochs_right}

@@ -60,7 +60,7 @@ def decision_regions(
 ) -> Axes:
     """Two decision regions, their border, and the training points by label; wrong labels boxed."""
     ax.imshow(predicted, cmap=_PALE, vmin=0, vmax=1, origin="lower", extent=_SQUARE)
-    ax.contour(predicted, [0.5], colors=BLACK, linewidths=1.2, extent=_SQUARE)
+    ax.contour(predicted, [0.5], colors=BLACK, linewidths=1.2, origin="lower", extent=_SQUARE)
     for label, (marker, color) in enumerate([("o", BLUE), ("^", RED)]):
         x, y = points[labels == label].T
         ax.plot(x, y, ls="", marker=marker, ms=3, color=color)

@@ -35,7 +35,7 @@ def origin(
 ) -> dict[str, Any]:
     """Commit, day, device and versions of records and others; number and seconds of the records.
 
-    >>> origin([], [{"commit": "1a", "changed": False}, {"commit": "2b", "changed": True}])["commit"]
+    >>> origin([], [{"commit": c, "changed": False} for c in ("2b", "1a")])["commit"]
     '1a, 2b'
     """
     every = [*(record.provenance for record in records), *others]
