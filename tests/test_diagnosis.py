@@ -100,7 +100,7 @@ def test_where_nothing_is_forgotten_it_says_so():
 
 
 def test_what_is_forgotten_is_found_where_it_is():
-    record = forgetful()
+    record = forgetful(800)
     found = diagnose(record)
     val = record.split(0)[0]
     assert found.verdict == "classic"  # nothing was learned in its place
@@ -113,7 +113,7 @@ def test_what_is_forgotten_is_found_where_it_is():
     assert (found.epoch, found.early_epoch, found.lost_by) == (2, 2, 6)
     assert 2 <= found.around < 6
     assert found.networks == 2  # of 12 epochs
-    assert found.samples == 200
+    assert found.samples == 400
     counted = [(~val.correct[-1] & (val.labels == c)).sum() for c in range(5)]
     assert (found.classes["forgotten"] * found.classes["samples"]).tolist() == counted
     assert (found.classes["lost"] * found.classes["samples"]).tolist() == counted
