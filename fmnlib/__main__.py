@@ -105,7 +105,7 @@ def diagnose_run(
         val = record.split(split)[0] if record.half == "all" else record
         fusion = None if val.probs is None else _anchored(val)
         title = f"What {Path(run).name} forgot"
-        write_whole(html, page(val, diagnosis, fusion, title=title).encode())
+        write_whole(html, page(val, diagnosis, fusion, title=title).encode("utf-8", "replace"))
     overview = _overview(record)
     if as_json:
         print(json.dumps(overview | {"diagnosis": diagnosis.summary()}))
@@ -222,13 +222,16 @@ def distill_run(
         given = run if folder is not None else "--checkpoints 'ckpt/*.pt'"
         remedy = f"`fmn fuse {given} --model NAME --network distilled --train DATA` does it"
         raise InputError(f"{run} has no checkpoints of `fmn train`; {remedy}")
+    if teacher_views and record.config.augment == "none":
+        problem = f"--teacher-views {teacher_views} is for augmented views, and {run} has none"
+        raise InputError(f"{problem}; leave it out")
     fusion, split = _fusion_of(folder, record, split)
     test = record.split(split)[1]
     members = members_of(record.config, folder, fusion)
     share = SOFT_SHARES[labels] if soft_share is None else soft_share
     loss = {"temperature": temperature, "soft_share": share, "labels": labels}
     config = student_config(record.config, "kf", members, **loss, teacher_views=teacher_views)
-    path, deadline = folder.parent / config.id, _deadline(max_minutes)
+    path, deadline = folder.resolve().parent / config.id, _deadline(max_minutes)
     student = distill(config, members, path, device=device, deadline=deadline)
     accuracies = {
         "test accuracy, single": accuracy(test, single(test)),
@@ -268,15 +271,17 @@ def rank_labels(
 
     for path in filter(None, (csv, html)):
         refuse_existing(path)
+    if html is not None and html.resolve() == csv.resolve():
+        raise InputError(f"csv and html are both {html}; give two names")
     samples, fusion = _training_samples(run, files, split)
     names: Any = {"files": samples.files, "classes": samples.classes}
     table = labels.suspects(samples.probs, samples.given, **names)
-    write_whole(csv, table.to_csv(index=False).encode())
+    write_whole(csv, table.to_csv(index=False).encode("utf-8", "surrogateescape"))
     if html is not None:
         if samples.images is None:
             raise InputError(f"html is for images, which these samples are not; {csv} is written")
         title = f"Labels of {Path(run or files.train or '').name} that look wrong"
-        write_whole(html, labels.page(samples, table, title=title).encode())
+        write_whole(html, labels.page(samples, table, title=title).encode("utf-8", "replace"))
     rows: dict[str, Any] = {"samples": len(table), "networks": fusion.networks}
     rows["estimated noise rate"] = labels.noise_rate(table)
     if samples.wrong is not None and (found := labels.detection(table, samples.wrong)):
@@ -401,7 +406,7 @@ def main() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except Paused as pause:
-        print(f"fmn: {pause}")
+        print(f"fmn: {pause}", file=sys.stderr)
     except (InputError, CycloptsError) as error:
         print("fmn:", _printable(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(2)
@@ -452,6 +457,7 @@ def _training_samples(
         options = "--checkpoints 'ckpt/*.pt' --model NAME --data FOLDER --train FOLDER"
         raise InputError(f"give a run, or {options}")
     unused = {"network", "labels", "output", "epochs", "lr", "save_record"}
+    unused |= {"device"} if files.train is not None and not files.model else set()
     if not files.model:
         unused |= {"data", "weights", "size", "resize", "mean", "std"}
     given = [name for name in sorted(unused) if getattr(files, name) != getattr(_NO_FILES, name)]

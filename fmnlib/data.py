@@ -244,6 +244,13 @@ def _half(source: Source, half: str) -> Source:
     middle, end = (int(labels.max()) + 1) // 2, int(labels.max()) + 1
     first, last = (0, middle) if half == "first_half" else (middle, end)
     index, eval_index = (np.flatnonzero((first <= y) & (y < last)) for y in (labels, eval_labels))
+    if isinstance(images, ImageFiles) and isinstance(eval_images, ImageFiles):
+        images, eval_images = (
+            dataclasses.replace(
+                files, labels=files.labels - first, classes=files.classes[first:last]
+            )
+            for files in (images, eval_images)
+        )
     train = images[index], labels[index] - first
     return *train, eval_images[eval_index], eval_labels[eval_index] - first
 

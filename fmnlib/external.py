@@ -1,5 +1,7 @@
 """Networks that were trained elsewhere: run their checkpoints, fuse them, write one network."""
 
+import contextlib
+import copy
 import dataclasses
 import filecmp
 import functools
@@ -68,6 +70,12 @@ def fuse_files(
     normalized = has_batchnorm(opened.network)
     if normalized and train is None and (data is None or not data.images):
         raise InputError("the model has BatchNorm, to be estimated anew; give --train")
+    named = False
+    if normalized and train is not None and train.images is None:
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws
+            named = isinstance(next(iter(train.read())), Mapping)
+    if named and files.network == "averaged":  # before the long work
+        raise InputError("the model has BatchNorm; give batches as pairs (inputs, labels)")
     common: Any = {"device": device, "kind": files.weights}
     with tempfile.TemporaryDirectory() as folder:
         record = opened.record or _record(opened, files, Path(folder))
@@ -101,7 +109,7 @@ def fuse_files(
         if data is not None:
             networks: dict[str, nn.Module] = {files.network: written}
             best = weighted(opened.paths, best_epochs(val))
-            if all(path.exists() for path, _ in best):
+            if all(path.exists() for path, _ in best) and not named:
                 networks[f"averaged, {len(best)} best"] = averaged(best)
             for name, network in networks.items():
                 right[name] = _predict(network, data, device).argmax(1)[test.index] == test.labels
@@ -168,7 +176,7 @@ def maker(name: str, *, classes: int, preprocessing: Preprocessing) -> Maker:
         own = _function(name, "model")
         if not isinstance(network := own(), nn.Module):
             raise InputError(f"{name} returned a {type(network).__name__}; return the network")
-        return own
+        return lambda: copy.deepcopy(own())  # it may return the same object each time
 
     def make() -> nn.Module:
         if name.startswith("timm:"):
@@ -355,7 +363,13 @@ def _open(files: CheckpointFiles, search: Search, split: int, tracked: Path | No
         assert data is not None
         classes = len(data.classes) or int(data.labels.max()) + 1
     make = maker(files.model, classes=classes, preprocessing=preprocessing)
-    return _Opened(paths, record, data, train, make, make(), preprocessing, device)
+    network = make()
+    if (source := data or train) is not None:  # before the long work
+        few = _take(source, np.arange(min(2, len(source.labels)))) or source
+        with torch.random.fork_rng(devices=[]):
+            batch = next(iter(few.read()))
+        _predict(network, Labelled(lambda: [batch], labels_of([batch]), source.classes), device)
+    return _Opened(paths, record, data, train, make, network, preprocessing, device)
 
 
 def _record(opened: _Opened, files: CheckpointFiles, folder: Path) -> RunRecord:
@@ -414,6 +428,9 @@ def _predict(
         raise InputError(f"{problem}; check their size and the number of means") from error
     if not np.array_equal(labels.numpy(), data.labels):
         raise InputError("the data come in another order in each pass; use shuffle=False")
+    if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() <= 1e-3:
+        problem = f"{name} returns probabilities, not logits"
+        raise InputError(f"{problem}; leave out its softmax, which has no weights")
     if not logits.isfinite().all():
         raise InputError(f"{name} predicts NaN: its training diverged; leave it out")
     if data.classes and logits.shape[1] != len(data.classes):
@@ -443,7 +460,8 @@ def _function(name: str, what: str) -> Callable[[], Any]:
     if not Path(file).is_file():
         raise InputError(f"{what} is {name!r}, but {file} does not exist; give FILE.py:FUNCTION")
     try:
-        make = getattr(_imported(Path(file).resolve()), function, None)
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of ours
+            make = getattr(_imported(Path(file).resolve()), function, None)
     except Exception as error:  # whatever a file of the user's raises
         raise InputError(f"{file} cannot be imported ({error!r}); run it by itself") from error
     if not callable(make):
@@ -451,7 +469,8 @@ def _function(name: str, what: str) -> Callable[[], Any]:
 
     def call() -> Any:
         try:
-            return make()
+            with contextlib.redirect_stdout(sys.stderr):
+                return make()
         except Exception as error:  # whatever a function of the user's raises
             returned = {"model": "the network"}.get(what, "batches of inputs and labels")
             problem = f"{name} cannot be called ({error!r}); it must need no argument"
@@ -475,6 +494,10 @@ def _check_data(data: Labelled | None, train: Labelled | None, record: RunRecord
     """Refuse data that do not go together."""
     if data is not None and record is not None and not np.array_equal(data.labels, record.labels):
         raise InputError("--data has other labels than the tracked samples; give these, in order")
+    if record is not None and train is not None and train.images is not None:
+        if (count := len(train.classes)) != record.classes:
+            problem = f"{train.images.root} has {count} class folders"
+            raise InputError(f"{problem} for {record.classes} tracked classes; make them equal")
     if data is None or train is None or data.images is None or train.images is None:
         return
     if train.classes != data.classes:
@@ -533,8 +556,10 @@ def _check_outputs(files: CheckpointFiles) -> Path:
     if files.network == "distilled" and files.train is None:
         needed = "--network distilled needs --train"
         raise InputError(f"{needed}, a FOLDER of images or FILE.py:FUNCTION")
-    if files.labels == "refined" and files.network != "distilled":
-        raise InputError("--labels refined is for a student; give --network distilled, too")
+    for option in ("labels", "epochs", "lr"):
+        value = getattr(files, option)
+        if files.network != "distilled" and value != getattr(CheckpointFiles, option):
+            raise InputError(f"--{option} {value} is for a student; give --network distilled, too")
     if files.save_record is not None and files.save_record.suffix != ".npz":
         raise InputError(f"save_record is {files.save_record}; give a name that ends in .npz")
     if files.output.suffix != ".safetensors":

@@ -188,6 +188,7 @@ def open_folder(folder: Path, preprocessing: Preprocessing) -> ImageFiles:
     """
     from torchvision.datasets import ImageFolder
 
+    folder = folder.expanduser()
     try:
         listing = ImageFolder(str(folder))
     except (OSError, ValueError) as error:  # no folder, no image, a class without images
@@ -204,6 +205,7 @@ def open_split(root: Path, preprocessing: Preprocessing) -> tuple[ImageFiles, Im
     The test folder is taken if it has the classes of the training folder (ImageNet's does not),
     else the val folder. An `InputError` if neither has them.
     """
+    root = root.expanduser()
     classes, *others = (
         sorted(path.name for path in root.glob(f"{part}/*/")) for part in ("train", "test", "val")
     )
@@ -249,6 +251,8 @@ class _Decoder(Dataset[Any]):
                     warnings.simplefilter("ignore")  # of palettes with transparency
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(path) as image:
+                        if image.mode[0] in "IF":  # 16 or 32 bits, cut off at 255 by `convert`
+                            raise ValueError(f"its mode is {image.mode}; save it with 8 bits")
                         images.append(self.transform(image.convert("RGB")))
             except (OSError, SyntaxError, ValueError, *bombs) as error:
                 return f"{path} cannot be read as an image ({error}); fix it, or move it away"

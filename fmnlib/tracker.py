@@ -154,6 +154,7 @@ class Tracker:
         return float((predicted == self.labels).mean())
 
     def _write(self, predicted: np.ndarray, probs: np.ndarray, state: Any) -> None:
+        (self.folder / "fusion.json").unlink(missing_ok=True)  # it was found on other epochs
         _append(self.folder / "predicted.i32", self.epochs, predicted[:0], predicted.nbytes)
         self._stored = self.epochs
         for epoch, file in _checkpoints(self.folder).items():

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -91,8 +92,7 @@ def train(
         problem = f"loss is {config.loss!r}, which remembers samples, on {world.size} processes"
         raise InputError(f"{problem}; use one process, or gce or sce")
     if build is None:
-        with torch.device("meta"):  # a network that cannot be built leaves no folder behind
-            _network(config, data)
+        _check_network(config, data)  # one that does not fit leaves no folder behind
     gpus = [data.device] if data.device.type == "cuda" else []
     with checkpoint.run_lock(config, folder, world), torch.random.fork_rng(gpus):
         if world.first:
@@ -120,7 +120,11 @@ def train(
         if world.first:
             checkpoint.clear_states(folder)
         world.barrier()
-        return RunRecord.load(folder)
+        record = RunRecord.load(folder)
+        if not np.array_equal(record.labels, data.eval_labels.cpu().numpy()):
+            problem = f"{folder} was evaluated on other labels than its settings give now"
+            raise InputError(f"{problem}; move it away, or bring the old labels back")
+        return record
 
 
 def pick_device(device: str) -> torch.device:
@@ -207,6 +211,22 @@ def learning_rate(config: RunConfig, done: float) -> float:
         else:
             high, done = middle, tail * config.cycles % 1
     return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _check_network(config: RunConfig, data: DataSet, device: str = "meta") -> None:
+    """Refuse a network that cannot be built or does not take the images."""
+    side = data.shape[-1]
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+            _network(config, data).eval()(torch.zeros(2, *data.shape))
+    except InputError:
+        raise
+    except NotImplementedError:  # its constructor reads numbers, as RegNet's does
+        _check_network(config, data, "cpu")
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        problem = f"{config.model} takes no images of {side} x {side} pixels ({reason})"
+        raise InputError(f"{problem}; give another image_size or model") from error
 
 
 def _network(config: RunConfig, data: DataSet) -> nn.Module:

@@ -110,8 +110,12 @@ def labels_of(batches: Iterable[Any]) -> np.ndarray:
 
 def _labels(batch: Any) -> np.ndarray:
     if isinstance(batch, Mapping) and "labels" in batch:
-        return as_array(batch["labels"])
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return as_array(batch[1])
-    content = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise InputError(f"a batch is {content}; give (inputs, labels) or a mapping with 'labels'")
+        labels = as_array(batch["labels"])
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        labels = as_array(batch[1])
+    else:
+        content = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise InputError(f"a batch is {content}; give (inputs, labels) or a mapping with 'labels'")
+    if labels.ndim != 1:
+        raise InputError(f"labels of a batch are of shape {labels.shape}; give one class a sample")
+    return labels

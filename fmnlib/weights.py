@@ -143,10 +143,14 @@ def load_weights(model: nn.Module, state: State, name: str = "the checkpoint") -
     own = model.state_dict()
     first = next(iter(own), "")
     prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
-    for prefix in ("", *prefixes):
+    fitting = []
+    for prefix in dict.fromkeys(("", *prefixes)):
         inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if inner.keys() == own.keys():
-            break
+        fitting += [(prefix, inner)] if inner.keys() == own.keys() else []
+    if len(fitting) > 1:
+        problem = f"{name} holds {' and '.join(prefix for prefix, _ in fitting)}"
+        raise InputError(f"{problem}, any of which fits; save the state_dict of one network")
+    inner = fitting[0][1] if fitting else inner
     differing = inner.keys() ^ own.keys() or {k for k in own if own[k].shape != inner[k].shape}
     if differing:
         key = min(differing)
