@@ -70,9 +70,9 @@ def test_scores_and_light_records_are_published(tiny, tmp_path):
         weights = np.array(content[cell.id]["kf_weights"])
         assert weights.sum() == pytest.approx(1)
         shown = np.load(tmp_path / "forgotten" / f"{cell.config.id}.npz")
-        assert shown["image"].shape == (12, 1, 8, 8)
-        lost = shown["epochs"] > 0
-        assert (shown["predicted"] != shown["label"])[lost].all()
+        assert shown["image"].shape == (len(shown["epochs"]), 1, 8, 8)
+        assert (shown["epochs"] > 0).all()
+        assert (shown["predicted"] != shown["label"]).all()
 
 
 def test_forgotten_images_are_those_right_for_the_most_epochs_of_the_first_seed(
@@ -88,7 +88,7 @@ def test_forgotten_images_are_those_right_for_the_most_epochs_of_the_first_seed(
     shown, record = np.load(path), RunRecord.load(runs.folder(both[0].config))
     lost = ~record.correct[-1]
     counts = np.sort(record.correct[:, lost].sum(axis=0))[::-1]
-    assert shown["epochs"].tolist() == counts[:12].tolist()
+    assert shown["epochs"].tolist() == counts[counts > 0][:12].tolist()
 
 
 def test_cells_that_another_machine_publishes_meanwhile_stay(tiny, tmp_path, monkeypatch):
