@@ -146,7 +146,6 @@ class Recorder:
             record.save(self.folder / "record.npz", light=True)
             return
         record.keep(self._leave_best(self.config.epochs)).save(self.folder / "record.npz")
-        self._probs.unlink()
 
     def _end_epoch(self, epoch: int, files: list[tuple[Path, bytes]]) -> None:
         """Flush the row of probabilities to disk, then write the checkpoint, then the state."""

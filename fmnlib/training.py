@@ -117,8 +117,10 @@ def train(
                 _epochs(step, recorder, background, epochs, deadline)
             if recorder is not None:
                 recorder.finish()
-        if world.first:
+        if world.first:  # also of a run that was killed once its record was there
             checkpoint.clear_states(folder)
+            if config.keep_best:  # the record holds what is kept
+                (folder / "probs.npy").unlink(missing_ok=True)
         world.barrier()
         record = RunRecord.load(folder)
         if not np.array_equal(record.labels, data.eval_labels.cpu().numpy()):

@@ -332,3 +332,11 @@ def test_networks_with_auxiliary_heads_train(tmp_path):
     network = {"model": "torchvision:googlenet", "epochs": 1, "batch_size": 2}
     config = RunConfig(dataset=f"folder:{tmp_path}/data", **network)
     assert run(config, tmp_path / "run").epochs == 1
+
+
+def test_a_run_that_was_killed_once_its_record_was_there_is_tidied(tmp_path):
+    config = dataclasses.replace(SMALL, keep_best=2)
+    run(config, tmp_path)
+    (tmp_path / "probs.npy").touch()
+    assert run(config, tmp_path).probs.shape[0] == 2
+    assert not (tmp_path / "probs.npy").exists()
