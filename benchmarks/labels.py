@@ -78,7 +78,7 @@ def cross_validated(
             eval_images=data.images[held],
             eval_labels=data.labels[held],
         )
-        last = dataclasses.replace(config, keep_every=config.epochs)
+        last = config.keeping(config.epochs)
         place, started = folder / f"fold{fold}", time.process_time()
         spent = place / "seconds.txt"
         if place.exists() and not spent.exists():  # it was killed: its time is not known

@@ -183,6 +183,10 @@ class RunConfig:
             other = "a student" if self.student else f"label_smoothing={self.label_smoothing}"
             raise InputError(f"loss is {self.loss!r} with {other}; make it cross_entropy there")
 
+    def keeping(self, every: int, **changes: Any) -> "RunConfig":
+        """This config with changes, keeping every so many epochs whatever this one keeps."""
+        return dataclasses.replace(self, keep=(), keep_best=0, keep_every=every, **changes)
+
     @property
     def tail_epoch(self) -> int:
         """The first epoch that lies in the tail of the schedule; 0 for a schedule without one."""

@@ -68,9 +68,8 @@ class Diagnosis:
     #: Knowledge that the late networks together lack: the gain, over a mixture of late networks,
     #: of a mixture of networks around an earlier epoch, or of half of these and half of the last
     lost: Gain
-    hidden_loss: (
-        Gain  #: `lost` minus `accuracy_drop`: the lost knowledge that accuracy does not show
-    )
+    #: `lost` minus `accuracy_drop`: the lost knowledge that accuracy does not show
+    hidden_loss: Gain
     #: One row per class, by name if the record has names: samples, the share forgotten, and `lost`
     #: within the class with the ends of its interval; the intervals hold for all classes together
     #: (Bonferroni)
@@ -182,13 +181,11 @@ class Diagnosis:
         first = f"Forget fraction: {share} and wrong at the end; most after epoch {self.epoch}."
         if not self.overfits:
             return [first]
-        half = (
-            [f"Half of these are lost for good by epoch {self.lost_by}."] if self.lost_by else []
-        )
+        half = f"Half of these are lost for good by epoch {self.lost_by}."
         worst = [f"{c} ({self.classes['lost'][c]:.0%})" for c in self.worst_classes]
         listed = f", most of all {', '.join(worst[:5])}" if worst else ""
         classes = f"Of {len(self.classes)} classes, {len(worst)} lost for certain{listed}."
-        return [first, *half, classes]
+        return [first, classes] if self.lost_by is None else [first, half, classes]
 
 
 def _networks(number: int) -> str:
@@ -233,9 +230,8 @@ def diagnose(record: RunRecord, *, split: int = 0) -> Diagnosis:
     networks = sum(stop - start for start, stop in before[0])
     counts = sliding_window_view(val.correct[mixed_epochs], networks, axis=0).sum(axis=2)
     windows = [spans[0][0] for spans in before if len(spans) == 1]
-    fell = (
-        _cross_fit(counts[windows], fold_of) - counts[-1]
-    ) / networks  # integers: exact choices
+    fewer = _cross_fit(counts[windows], fold_of) - counts[-1]  # integers: choices are exact
+    fell = fewer / networks
     forgotten = _cross_fit(val.correct & ~val.correct[-1], fold_of)
     epoch = int(scores.forget_fraction(val.correct).argmax())
     last_right = scores.last_correct_epoch(val.correct)[val.correct[epoch] & ~val.correct[-1]]

@@ -64,11 +64,8 @@ def student_config(
         student: Other fields of `StudentConfig`.
     """
     parts = "".join(f"{m.config.id} {m.epoch} {m.weight:.9f}\n" for m in members)
-    return dataclasses.replace(
-        config,
-        keep_every=config.epochs,
-        keep=(),
-        keep_best=0,
+    return config.keeping(
+        config.epochs,
         loss="cross_entropy",
         loss_parameters=(),
         student=StudentConfig(teacher=_named(name, parts), **student),

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmnlib import checkpoint
-from fmnlib.checkpoint import strip_prefix
 from fmnlib.config import InputError, RunConfig
 from fmnlib.data import DataSet, load
 from fmnlib.files import new_part, require_file, sync, write_whole
@@ -83,7 +82,7 @@ class Recorder:
             files: list[tuple[Path, bytes]] = []
             state = {name: tensor.cpu() for name, tensor in tensors.items()}
             if epoch in self.kept:
-                own, average = (strip_prefix(state, name) for name in ("model.", "ema."))
+                own, average = (checkpoint.strip_prefix(state, n) for n in ("model.", "ema."))
                 weights = checkpoint.rounded(average or own, self._rounded, self._dtype)
                 content = checkpoint.pack(weights)
                 files.append((checkpoint.checkpoint_path(self.folder, epoch), content))

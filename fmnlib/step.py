@@ -31,12 +31,13 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that training changes, by name; no copies."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.ema is not self.model:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
-        for part in ("model", "ema"):  # buffers that are not persistent are in no state_dict
-            for name, value in getattr(self, part).named_buffers():
-                if name not in self.model.state_dict():
+        tensors, networks = dict[str, Tensor](), {"model": self.model}
+        networks |= {"ema": self.ema} if self.ema is not self.model else {}
+        for part, network in networks.items():
+            state = network.state_dict()
+            tensors |= {f"{part}.{name}": value for name, value in state.items()}
+            for name, value in network.named_buffers():
+                if name not in state:  # a buffer that is not persistent
                     tensors[f"hidden.{part}.{name}"] = value
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}

@@ -215,20 +215,22 @@ def learning_rate(config: RunConfig, done: float) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _check_network(config: RunConfig, data: DataSet, device: str = "meta") -> None:
+def _check_network(config: RunConfig, data: DataSet) -> None:
     """Refuse a network that cannot be built or does not take the images."""
     side = data.shape[-1]
-    try:
-        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-            _network(config, data).eval()(torch.zeros(2, *data.shape))
-    except InputError:
-        raise
-    except NotImplementedError:  # its constructor reads numbers, as RegNet's does
-        _check_network(config, data, "cpu")
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        problem = f"{config.model} takes no images of {side} x {side} pixels ({reason})"
-        raise InputError(f"{problem}; give another image_size or model") from error
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+                _network(config, data).eval()(torch.zeros(2, *data.shape))
+            return
+        except InputError:
+            raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if device == "meta" and isinstance(error, NotImplementedError):
+                continue  # a constructor reads numbers, as RegNet's does: meta has none
+            reason = str(error).partition("\n")[0]
+            problem = f"{config.model} takes no images of {side} x {side} pixels ({reason})"
+            raise InputError(f"{problem}; give another image_size or model") from error
 
 
 def _network(config: RunConfig, data: DataSet) -> nn.Module:

@@ -128,7 +128,7 @@ def independent_members(config: RunConfig, members: int) -> list[RunConfig]:
     copies keep only the final network.
     """
     seeds = [config.seed + 1000 * number for number in range(1, members)]
-    final = _keeping(config, config.epochs)
+    final = config.keeping(config.epochs)
     return [config, *(dataclasses.replace(final, seed=seed) for seed in seeds)]
 
 
@@ -187,9 +187,9 @@ def compare_baselines(
     parts: list[_Part] = []
     for config in configs:
         tenth = max(1, config.epochs // 10)
-        moving = _keeping(config, tenth, ema=decay)
+        moving = config.keeping(tenth, ema=decay)
         parts.append((Job(moving), {"ema_stopped": fusion.early_stopping}, splits))
-        last = _keeping(config, config.epochs)
+        last = config.keeping(config.epochs)
         for split in splits or [config.seed]:
             for use, method in (("alone", "clean_half"), ("added", "clean_half_added")):
                 trained = dataclasses.replace(last, validation_half=f"{use}:{split}")
@@ -217,7 +217,7 @@ def training_methods(
     methods = {}
     for name, schedule in schedules.items():
         cycles = config.cycles if name == "swa" else max(1, networks)
-        changed = _keeping(config, 1, schedule=schedule, cycles=cycles)
+        changed = config.keeping(1, schedule=schedule, cycles=cycles)
         first, epochs = changed.tail_epoch, config.epochs
         exact = first == 0 or first == TAIL * epochs
         if networks < 1 or not exact or (epochs - first) % networks:
@@ -226,15 +226,10 @@ def training_methods(
         length = (epochs - first) // networks
         weights = np.zeros(epochs)
         weights[first + length - 1 :: length] = 1 / networks
-        methods[name] = _keeping(changed, length), Fusion(weights)
+        methods[name] = changed.keeping(length), Fusion(weights)
     last = Fusion(np.eye(config.epochs)[-1])
-    averaging = _keeping(config, config.epochs, ema=decay)
+    averaging = config.keeping(config.epochs, ema=decay)
     return methods | {"ema": (averaging, last)}
-
-
-def _keeping(config: RunConfig, every: int, **changes: Any) -> RunConfig:
-    """A config whose run keeps every so many epochs, whatever the given one keeps."""
-    return dataclasses.replace(config, keep=(), keep_best=0, keep_every=every, **changes)
 
 
 def compare_protocols(
