@@ -199,9 +199,11 @@ class Provenance(SphinxDirective):
         rows = [["notebook", *(COLUMNS[key] for key in keys)]]
         for about in read(self.env, "provenance.json").values():
             told = about | {"seconds": round(about["seconds"])}
+            told["date"] = about["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
             rows.append([about["notebook"], *(str(told[key]) or "not noted" for key in keys)])
         table = grid(rows, " ".join(self.content))
         table["names"] = [f"tab-{'-'.join(keys)}"]
+        table["classes"].append("wraps")  # a notebook may rest on a dozen commits
         self.state.document.note_explicit_target(table)
         return [table]
 
