@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fmnlib import InputError, RunConfig, Tracker
+from fmnlib import InputError, RunConfig, Tracker, images
 from fmnlib.data import load
 from fmnlib.external import maker, open_labelled
 from fmnlib.images import Preprocessing, open_folder
@@ -206,3 +206,17 @@ def test_deep_pixels_are_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "a" / "0.png")
     with pytest.raises(InputError, match="its mode is I;16; save it with 8 bits"):
         open_folder(tmp_path, GREY).load()
+
+
+def test_images_come_in_batches_of_one_size_each_with_its_label(tmp_path, monkeypatch):
+    for number in range(101):  # the statistics of all batches count alike in BatchNorm's
+        place = tmp_path / "dark" if number < 40 else tmp_path / "light"
+        place.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), number).save(place / f"{number:03}.png")
+    for limit in (images.IN_MEMORY, 0):  # held, and read from the files
+        monkeypatch.setattr(images, "IN_MEMORY", limit)
+        batches = [*open_labelled(tmp_path, GREY).read()]
+        assert [len(labels) for _, labels in batches] == [51, 50]
+        pixels = torch.cat([batch for batch, _ in batches])[:, 0, 0, 0]
+        torch.testing.assert_close(pixels, (torch.arange(101) / 255 - 0.5) / 0.5)
+        assert torch.cat([labels for _, labels in batches]).tolist() == [0] * 40 + [1] * 61
